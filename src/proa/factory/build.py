@@ -1,0 +1,261 @@
+"""Building a release: from a recipe and Debian's packages to a directory of images.
+
+The steps, each cached or remade by content: SDK → package tree → /usr → verity → initrd → UKI →
+disk → manifest. Two builds from the same recipe and the same state of the archive give the same
+bytes; what that state was is in the manifest's ``inputs``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proa.factory import archive, dpkg, image, initrd, inventory, recipe, rootfs, sdk, tree
+from proa.wire import manifest
+from proa.wire.errors import UserError
+from proa.wire.version import Version
+
+# Bump when the way of building changes the initrd for the same input.
+_INITRD_REVISION = 1
+
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build and where.
+
+    ``root_json`` is the TUF root that machines of this release trust. ``compression`` overrides
+    the recipe's; ``epoch`` (seconds since 1970) the time stamp of everything, which else is the
+    date of the newest package index.
+    """
+
+    version: Version
+    root_json: Path
+    out: Path
+    cache: Path
+    recipe: Path = recipe.DEFAULT
+    compression: str | None = None
+    epoch: int | None = None
+    refresh: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that decides the bytes of a release."""
+
+    options: BuildOptions
+    recipe: recipe.Recipe
+    snapshot: archive.Snapshot
+    tools: sdk.Sdk
+    packages: Path
+    epoch: int
+
+    @property
+    def compression(self) -> str:
+        return self.options.compression or self.recipe.compression
+
+
+def build(options: BuildOptions, report: sdk.Report) -> Path:
+    """Make the release and return its directory.
+
+    The directory appears only when it is whole: a build that fails or is interrupted leaves none.
+    Raises :class:`UserError`.
+    """
+    sdk.require_root()
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(
+            f"{options.out} exists and is not empty",
+            hint="a release is never changed; choose another directory or remove this one",
+        )
+    if not options.root_json.is_file():
+        raise UserError(f"{options.root_json}: no such file", hint="make one: proa keys init")
+    plan = _prepare(options, report)
+    with sdk.scratch(options.cache) as work:
+        out = work / "release"
+        out.mkdir()
+        _make(plan, work, out, report)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        _place(out, options.out)
+    return options.out
+
+
+def _prepare(options: BuildOptions, report: sdk.Report) -> _Plan:
+    chosen = recipe.load(options.recipe)
+    mirrors = archive.find_mirrors()
+    snapshot = archive.current_snapshot(mirrors, options.cache, refresh=options.refresh)
+    tools = sdk.ensure(options.cache, mirrors, snapshot, report)
+    packages = tree.ensure(chosen.packages, tools, options.cache, mirrors, snapshot, report)
+    epoch = options.epoch if options.epoch is not None else snapshot.date
+    return _Plan(options, chosen, snapshot, tools, packages, epoch)
+
+
+def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
+    options, tools, system = plan.options, plan.tools, recipe.DEFAULT.parent
+    root = work / "tree"
+    root.mkdir()
+    report("unpacking the packages")
+    _run("tar", "-C", root, "--numeric-owner", "--xattrs", "-xpf", plan.packages)
+    details, owners = dpkg.packages(root), dpkg.owners(root)
+    kernel = rootfs.kernel_version(root)
+    report("making /usr")
+    rootfs.make(
+        root,
+        plan.recipe,
+        options.version,
+        plan.epoch,
+        tools,
+        system / "rootfs",
+        options.root_json,
+    )
+    shutil.copyfile(root / f"usr/lib/modules/{kernel}/vmlinuz", out / "vmlinuz")
+    report(f"compressing /usr ({plan.compression})")
+    usr = image.make_usr(work, out, tools, options.version, plan.epoch, plan.compression)
+    report("making the initrd")
+    _initrd(plan, work, root, kernel, out / "initrd")
+    line = image.command_line(plan.recipe.cmdline, usr.root_hash)
+    report("making the boot image and the disk")
+    image.make_uki(work, out, tools, kernel, line, plan.epoch)
+    image.make_disk(work, out, tools, usr, line, system / "boot", plan.epoch)
+    report("taking stock")
+    _take_stock(plan, out, details, inventory.sizes(root, owners), kernel, usr.root_hash)
+
+
+def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> None:
+    """Make the initrd, or take it from the cache: no release-specific file is in it."""
+    system = recipe.DEFAULT.parent
+    words = [str(_INITRD_REVISION), plan.packages.stem, *plan.recipe.remove, str(plan.epoch)]
+    words += [digest_tree(system / "initrd"), digest(system / "initrd.toml")]
+    words.append(digest(Path(initrd.__file__)))
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    cached = plan.options.cache / "initrds" / f"{key}.zst"
+    if not cached.exists():
+        tree_ = work / "initrd"
+        tree_.mkdir()
+        # The initrd takes its few files of /etc from where the defaults lie by now.
+        (root / "etc").symlink_to("usr/share/proa/etc")
+        initrd.fill(tree_, root, initrd.load(system / "initrd.toml"), kernel)
+        (root / "etc").unlink()
+        shutil.copytree(system / "initrd", tree_, symlinks=True, dirs_exist_ok=True)
+        image.make_initrd(work, work / "initrd.img", plan.tools, kernel, plan.epoch)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        (work / "initrd.img").rename(cached)
+    shutil.copyfile(cached, target)
+
+
+def _take_stock(
+    plan: _Plan,
+    out: Path,
+    details: Sequence[dpkg.Details],
+    sizes: Sequence[inventory.Size],
+    kernel: str,
+    root_hash: str,
+) -> None:
+    options = plan.options
+    serial = image.stable_uuid(f"sbom {root_hash}")
+    (out / "sbom.cdx.json").write_text(
+        inventory.sbom(details, plan.recipe.name, options.version, plan.epoch, serial)
+    )
+    images = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    (out / "sizes.txt").write_text(inventory.size_table(sizes, images))
+    (out / "sizes.json").write_text(inventory.size_json(sizes, images))
+    files = {
+        path.name: manifest.File(path.stat().st_size, digest(path))
+        for path in sorted(out.iterdir())
+    }
+    release = manifest.Manifest(
+        version=options.version,
+        architecture=archive.ARCHITECTURE,
+        source_date_epoch=plan.epoch,
+        root_hash=root_hash,
+        kernel=kernel,
+        files=files,
+        packages=tuple(d.package for d in details),
+        inputs=_inputs(plan),
+    )
+    (out / manifest.MANIFEST).write_bytes(manifest.dump(release))
+
+
+def _inputs(plan: _Plan) -> dict[str, str]:
+    system = recipe.DEFAULT.parent
+    inputs = {f"index {suite}": value for suite, value in plan.snapshot.indices.items()}
+    inputs |= {f"tool {name}": value for name, value in plan.tools.versions().items()}
+    inputs["compression"] = plan.compression
+    inputs["recipe"] = hashlib.sha256(repr(plan.recipe).encode()).hexdigest()
+    inputs["system files"] = digest_tree(system)
+    inputs["trusted root"] = digest(plan.options.root_json)
+    return inputs
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits.
+
+    Holes are hashed without being read: a disk image is mostly holes, and reading one costs more
+    than hashing it.
+    """
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        position = 0
+        while position < size:
+            try:
+                data = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                data = size  # nothing but a hole up to the end
+            for start in range(position, data, len(_ZEROS)):
+                total.update(_ZEROS[: data - start])
+            position = data
+            end = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < size else size
+            file.seek(data)
+            while position < end:
+                block = file.read(min(len(_ZEROS), end - position))
+                if not block:
+                    raise UserError(f"{path} became shorter while it was read")
+                total.update(block)
+                position += len(block)
+    return total.hexdigest()
+
+
+def digest_tree(directory: Path) -> str:
+    """Return a sha256 over the names, kinds, modes and contents below ``directory``."""
+    total = hashlib.sha256()
+    for path in _walk(directory):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            total.update(f"link {name} {path.readlink()}\n".encode())
+        elif path.is_file():
+            executable = bool(path.stat().st_mode & 0o100)
+            total.update(f"file {name} {executable} {digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _walk(directory: Path) -> Iterable[Path]:
+    return sorted(path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def _place(finished: Path, target: Path) -> None:
+    """Move a finished release to its place, across file systems too; nothing or all of it."""
+    if target.exists():
+        target.rmdir()
+    try:
+        finished.rename(target)
+    except OSError:
+        temporary = target.with_name(target.name + ".part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        # cp keeps the disk image sparse.
+        _run("cp", "--recursive", "--sparse=always", finished, temporary)
+        os.rename(temporary, target)
+
+
+def _run(*command: str | Path) -> None:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UserError(f"{command[0]} failed: {result.stderr.strip()}")

@@ -1,0 +1,237 @@
+"""The SDK: a Debian tree with all tools that make a release.
+
+The host needs Python, mmdebstrap and util-linux; every other tool comes from this tree, so every
+host makes the same bits. It is entered by a private mount namespace and pivot_root: nothing that
+runs inside can leave a mount behind on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proa.factory import archive
+from proa.wire.errors import UserError
+
+Report = Callable[[str], None]
+
+PACKAGES = (
+    "apt",
+    "ca-certificates",
+    "cpio",
+    "cryptsetup-bin",
+    "debian-archive-keyring",
+    "dosfstools",
+    "e2fsprogs",
+    "erofs-utils",
+    "fdisk",
+    "grub-common",
+    "grub-pc-bin",
+    "kmod",
+    "libpython3-stdlib",
+    "mmdebstrap",
+    "mtools",
+    "python3",
+    "python3-pefile",
+    "systemd",
+    "systemd-boot-efi",
+    "systemd-repart",
+    "systemd-ukify",
+    "tar",
+    "udev",
+    "xz-utils",
+    "zstd",
+    # For the lab: static, so it makes a container image without a registry.
+    "busybox-static",
+)
+
+# Runs in the new mount namespace. The binds are "source target" pairs in $BINDS, one a line.
+_ENTER = r"""
+set -e
+mount --bind "$SDK" "$SDK"
+for d in proc sys dev; do mount --rbind "/$d" "$SDK/$d"; done
+mount -t tmpfs -o mode=1777 tmpfs "$SDK/tmp"
+mount -t tmpfs -o mode=0755 tmpfs "$SDK/run"
+printf '%s' "$BINDS" | while read -r source target; do
+    mount --rbind "$source" "$SDK$target"
+done
+for f in /etc/resolv.conf /etc/hosts /etc/ssl/certs/ca-certificates.crt; do
+    [ ! -e "$f" ] || [ ! -e "$SDK$f" ] || mount --bind "$(readlink -f "$f")" "$SDK$f"
+done
+cd "$SDK"
+pivot_root . mnt
+cd /work
+umount -l /mnt
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 LC_ALL=C.UTF-8 TZ=UTC \
+    SOURCE_DATE_EPOCH="$EPOCH" PYTHONDONTWRITEBYTECODE=1 ${PROXIES} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """A ready SDK tree at ``path``; ``key`` names its content."""
+
+    path: Path
+    key: str
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        work: Path,
+        epoch: int = 0,
+        binds: Mapping[str, Path] | None = None,
+        stdin: bytes | None = None,
+    ) -> str:
+        """Run ``command`` inside the SDK with ``work`` as ``/work`` and return its output.
+
+        ``binds`` maps further absolute directories of the SDK to directories of the host. Raises
+        :class:`UserError` with the end of the tool's own words when it fails.
+        """
+        targets = {"/work": work, **(binds or {})}
+        for target in targets:
+            (self.path / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            "SDK": str(self.path),
+            "BINDS": "".join(f"{source} {target}\n" for target, source in targets.items()),
+            "EPOCH": str(epoch),
+            "PROXIES": _proxies(),
+        }
+        arguments = [str(part) for part in command]
+        process = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child", "--pid"]
+            + ["--mount-proc", "--", "bash", "-c", _ENTER, "proa-sdk", *arguments],
+            env=environment,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            out, err = process.communicate(stdin)
+        except BaseException:
+            # Ctrl-C: the kernel kills everything in the process namespace with its first process.
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+            raise
+        if process.returncode != 0:
+            tail = "\n".join((err or out).decode("utf-8", "replace").splitlines()[-15:])
+            raise UserError(f"{arguments[0]} failed in the SDK (exit {process.returncode}):\n{tail}")
+        return out.decode("utf-8", "replace")
+
+    def busybox(self) -> Path:
+        """Return a static busybox, for containers that need no registry."""
+        return self.path / "usr/bin/busybox"
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the packages whose tools shape the bytes of a release."""
+        status = subprocess.run(
+            ["dpkg-query", f"--admindir={self.path}/var/lib/dpkg", "-W", "-f", "${Package}\t${Version}\n"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        installed = dict(line.split("\t", 1) for line in status.splitlines() if "\t" in line)
+        return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def _proxies() -> str:
+    names = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    return " ".join(f"{n}={os.environ[n]}" for n in names if " " not in os.environ.get(n, " "))
+
+
+def ensure(
+    cache: Path, mirrors: archive.Mirrors, snapshot: archive.Snapshot, report: Report
+) -> Sdk:
+    """Return the SDK for ``snapshot``, made anew only if the cache has none.
+
+    It is keyed by its package list and by the stable suite alone, which changes at Debian's point
+    releases: security updates of the system being built need no new tools.
+    """
+    require_root()
+    listing = "\n".join(sorted(PACKAGES)) + snapshot.key([archive.SUITE])
+    key = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    tree = cache / "sdk" / key
+    with locked(cache / "sdk.lock"):
+        if not tree.is_dir():
+            report("no SDK in the cache: installing its packages")
+            with scratch(cache) as temporary:
+                bootstrap(temporary / "tree", mirrors)
+                tree.parent.mkdir(parents=True, exist_ok=True)
+                (temporary / "tree").rename(tree)
+            for old in tree.parent.iterdir():
+                if old != tree:
+                    shutil.rmtree(old)
+    return Sdk(tree, key)
+
+
+def bootstrap(tree: Path, mirrors: archive.Mirrors) -> None:
+    """Make the SDK tree with the host's mmdebstrap."""
+    if shutil.which("mmdebstrap") is None:
+        raise UserError("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
+    options = [f"--aptopt={line}" for line in archive.apt_options()]
+    result = subprocess.run(
+        [
+            "mmdebstrap",
+            "--variant=minbase",
+            "--mode=root",
+            "--format=directory",
+            f"--architectures={archive.ARCHITECTURE}",
+            f"--keyring={archive.KEYRING}",
+            '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=Acquire::Languages "none"',
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            *options,
+            f"--include={','.join(PACKAGES)}",
+            archive.SUITE,
+            str(tree),
+            "-",
+        ],
+        input=mirrors.sources_list(),
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode != 0:
+        tail = "\n".join(result.stderr.splitlines()[-15:])
+        raise UserError(
+            f"the SDK could not be installed:\n{tail}",
+            hint="if the mirror is at fault, check that apt-get update works on this machine",
+        )
+
+
+def require_root() -> None:
+    """Raise unless this process may mount and own files as root."""
+    if os.geteuid() != 0:
+        raise UserError("building needs root (it mounts and keeps file owners)", hint="use sudo")
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``file``: two builds never make the same cache entry."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def scratch(cache: Path) -> Iterator[Path]:
+    """A directory on the cache's file system that is gone afterwards, whatever happens."""
+    cache.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="work-", dir=cache))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
