@@ -282,7 +282,7 @@ def _scalar(event: Any) -> Text:
         binary = unbase64(text)
         if binary is None:
             raise Refused("!!binary is not followed by base64", line, column)
-    plain = event.implicit[0] and event.style is None
+    plain = event.implicit[0] and not event.style  # libyaml says "", Python None
     return Text(text, line, column, 1 + len(text) // 100, plain, binary)
 
 
