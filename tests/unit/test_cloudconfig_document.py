@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
+from pathlib import Path
 
 import pytest
 
@@ -271,3 +273,13 @@ def test_secrets_do_not_show_in_a_repr_either() -> None:
     assert HASH not in shown
     assert KEY not in shown
     assert "topsecret" not in shown
+
+
+def test_the_examples_of_the_guide_are_taken_without_a_word() -> None:
+    guide = Path(__file__).parents[2] / "docs/cloud-config.md"
+    examples = re.findall(r"```yaml\n(#cloud-config\n.*?)```", guide.read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        planned = plan(example.encode())
+        assert planned.problems == ()
+        assert planned.changes
