@@ -1,0 +1,78 @@
+"""Deciding what to do about an offered version. Pure: no disk, no network, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from proa.machine.errors import Code
+from proa.wire.version import Version
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the decision rests on. ``avoided`` maps a version to why it is not taken by itself.
+
+    ``staged`` is the version that waits in the other slot. ``on_trial`` says that the running
+    version is not committed yet.
+    """
+
+    running: Version
+    offered: Version
+    staged: str = ""
+    on_trial: bool = False
+    avoided: Mapping[str, str] | None = None
+    force: bool = False
+    allow_downgrade: bool = False
+
+
+@dataclass(frozen=True)
+class Install:
+    """Write the offered version to the passive slot."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """There is nothing to do; ``words`` say why."""
+
+    words: str
+    staged: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The offer is not taken."""
+
+    code: Code
+    message: str
+    hint: str
+
+
+def decide(situation: Situation) -> Install | Nothing | Refusal:
+    """Say what to do about an offer. The first rule that applies counts."""
+    s = situation
+    offered = str(s.offered)
+    if s.offered == s.running:
+        return Nothing(f"{offered} is offered, and runs already")
+    if s.on_trial:
+        # The other slot holds the only version that is known to be good: it is not overwritten.
+        return Refusal(
+            Code.ON_TRIAL,
+            f"{offered} is offered, but {s.running} is still on trial here",
+            "wait until it is committed; `proactl status` says until when",
+        )
+    if s.offered < s.running and not s.allow_downgrade:
+        return Refusal(
+            Code.OLDER_VERSION,
+            f"the server offers {offered}, which is older than the running {s.running}",
+            "if going back is meant: `proactl update --allow-downgrade`",
+        )
+    if not s.force and offered in (s.avoided or {}):
+        return Refusal(
+            Code.FAILED_BEFORE,
+            f"{offered} is not taken: {(s.avoided or {})[offered]}",
+            "to try it again all the same: `proactl update --force`",
+        )
+    if offered == s.staged and not s.force:
+        return Nothing(f"{offered} is staged already", staged=True)
+    return Install()

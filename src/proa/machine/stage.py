@@ -1,0 +1,353 @@
+"""Writing a release to the passive slot and making it the next to boot.
+
+The order is what makes a power cut harmless at any step:
+
+1. the passive slot's boot entry goes, then its partition ids become those of an empty slot:
+   from here on nothing can boot or mount it
+2. usr and verity are written to their partitions, the boot image to the ESP under a name that no
+   loader looks for; each is checked against its signed sha256 as it comes
+3. what was written is read back from the disk: the partitions by ``veritysetup verify`` against
+   the signed root hash, the boot image by its sha256
+4. the partitions get the ids that belong to the root hash
+5. the boot entry is armed, with three tries: one rename, the last step
+
+The running slot is not touched by any of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from proa.machine import fetch, pe, slot
+from proa.machine.boot import Loaders
+from proa.machine.errors import Code, MachineError
+from proa.machine.files import Target
+from proa.machine.state import Candidate, Download, Store
+from proa.machine.system import System
+from proa.wire import manifest
+from proa.wire.manifest import Manifest
+
+# After each so many bytes what came is flushed and noted, and need not come again.
+_CHECKPOINT = 16 << 20
+_VERIFY_TIMEOUT = 1800.0  # seconds; reading 2 GiB on the slowest disk that is of use
+_MIB = 1 << 20
+
+# Bytes done so far, bytes in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that may be installed: its manifest was signed, and so were the urls' files."""
+
+    manifest: Manifest
+    urls: Mapping[str, str]
+
+    @property
+    def size(self) -> int:
+        return sum(self.manifest.files[name].size for name in manifest.PAYLOAD_FILES)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The things that staging works with. ``progress`` is called for each chunk."""
+
+    system: System
+    disk: slot.Disk
+    store: Store
+    patience: fetch.Patience
+    progress: Progress
+    report: Callable[[str], None]
+
+    @property
+    def uki(self) -> Path:
+        """Where the boot image is gathered: on the ESP, where no loader looks for one."""
+        return self.system.esp / "proa/incoming.efi.part"
+
+
+def stage(work: Staging, release: Release, running_version: str) -> None:
+    """Make ``release`` the next to boot, or raise :class:`MachineError`."""
+    files, passive = release.manifest.files, work.disk.passive
+    try:
+        _check_room(work, release)
+        begin(work, str(release.manifest.version))
+        done = 0
+        for name, path in (
+            (manifest.USR, passive.usr.node),
+            (manifest.USR_VERITY, passive.verity.node),
+            (manifest.UKI, work.uki),
+        ):
+            _fill(work, release, name, path, done)
+            done += files[name].size
+        work.report("downloaded; verifying what was written")
+        _verify(work, release)
+        _arm(work, release, running_version)
+    except OSError as error:
+        raise _write_error(error) from None
+
+
+def begin(work: Staging, version: str) -> None:
+    """Make the passive slot unbootable, and note what is about to be written to it."""
+    passive = work.disk.passive
+    if passive.usr.busy or passive.verity.busy:
+        raise MachineError(
+            Code.SLOT_FAILED,
+            f"the slot {passive.name} is in use ({passive.usr.node} is opened by device-mapper)",
+            "close what uses it (`lsblk` shows it); the updater writes only to a slot at rest",
+        )
+    work.uki.parent.mkdir(parents=True, exist_ok=True)
+    loaders = Loaders(work.system)
+    loaders.remove(passive.name)
+    own = loaders.entries().get(work.disk.running)
+    if own is not None and own.left is not None:
+        # It was demoted for a candidate that is now given up: it is the good one again.
+        loaders.commit(work.disk.running)
+    if not passive.empty:
+        slot.set_uuids(work.system, work.disk, passive, slot.empty_uuids(passive.name))
+    kept = work.store.load().download
+    if kept is None or (kept.version, kept.slot) != (version, passive.name):
+        work.store.update(download=Download(version, passive.name), candidate=None)
+        work.system.files.remove(work.uki)
+
+
+def unstage(system: System, store: Store, disk: slot.Disk) -> None:
+    """Give up a version that waits for its first boot; the running one stays the only choice."""
+    loaders = Loaders(system)
+    loaders.remove(disk.passive.name)
+    loaders.commit(disk.running)
+    store.update(candidate=None, download=None)
+
+
+def _check_room(work: Staging, release: Release) -> None:
+    files, passive = release.manifest.files, work.disk.passive
+    for name, partition in (
+        (manifest.USR, passive.usr),
+        (manifest.USR_VERITY, passive.verity),
+    ):
+        if files[name].size > partition.size:
+            raise MachineError(
+                Code.NO_ROOM,
+                f"{name} of {release.manifest.version} has {files[name].size} bytes; "
+                f"the partition {partition.node} has room for {partition.size}",
+                "this machine's disk layout is too small for the release; install it anew",
+            )
+    esp = work.system.esp
+    given_back = sum(
+        path.stat().st_size
+        for path in (
+            work.uki,
+            *esp.glob(f"EFI/Linux/proa-{passive.name}*.efi"),
+            *esp.glob(f"proa/{passive.name}/*"),
+        )
+        if path.exists()
+    )
+    # The boot image, and for BIOS the kernel and the initrd out of it once more.
+    needed = 2 * files[manifest.UKI].size + _MIB
+    free = work.system.free(esp) + given_back
+    if free < needed:
+        raise MachineError(
+            Code.NO_ROOM,
+            f"the boot partition {esp} has {free // _MIB} MiB left; "
+            f"{release.manifest.version} needs {-(-needed // _MIB)} MiB",
+            "remove files that are not Proa's from it",
+        )
+
+
+def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -> None:
+    """Bring one file to its place, going on where an earlier run stopped."""
+    file, url = release.manifest.files[name], release.urls[name]
+    with work.system.files.target(path, create=name == manifest.UKI) as target:
+        start = min(_durable(work, file.sha256), file.size)
+        if start:
+            work.report(f"{name}: going on at {start // _MIB} of {file.size // _MIB} MiB")
+        digest, start = _hash_present(target, start)
+        work.progress(before + start, release.size)
+        if not _receive(work, release, target, digest, name, start, before) and start:
+            # What was kept does not belong to it after all. Once more, from the beginning.
+            work.report(f"{name}: what an earlier run left does not match; starting over")
+            start, digest = 0, hashlib.sha256()
+            _note(work, file.sha256, 0)
+            _receive(work, release, target, digest, name, start, before)
+        if digest.hexdigest() != file.sha256:
+            _note(work, file.sha256, 0)
+            raise MachineError(
+                Code.PAYLOAD_MISMATCH,
+                f"{url} is not the file that was signed: its sha256 is {digest.hexdigest()}",
+                "the slot was not made bootable; publish the release again from its original "
+                "files, or look for what changes them on the way",
+            )
+        if name == manifest.UKI:
+            target.truncate(file.size)
+            target.sync()
+
+
+def _receive(
+    work: Staging,
+    release: Release,
+    target: Target,
+    digest: hashlib._Hash,
+    name: str,
+    start: int,
+    before: int,
+) -> bool:
+    """Write what comes, from ``start`` to the end; True if the whole has the signed sha256."""
+    file = release.manifest.files[name]
+    offset = noted = start
+    pending = bytearray()
+
+    def write_out() -> None:
+        nonlocal offset
+        target.write(offset, bytes(pending))
+        digest.update(pending)
+        offset += len(pending)
+        pending.clear()
+        work.progress(before + offset, release.size)
+
+    def checkpoint() -> None:
+        nonlocal noted
+        target.sync()
+        _note(work, file.sha256, offset)
+        noted = offset
+
+    try:
+        for chunk in fetch.download(
+            release.urls[name], start, file.size, work.patience, work.system.sleep
+        ):
+            pending += chunk
+            if len(pending) >= _MIB:
+                write_out()
+            if offset - noted >= _CHECKPOINT:
+                checkpoint()
+    except fetch.WrongSize as error:
+        raise MachineError(
+            Code.PAYLOAD_MISMATCH,
+            str(error),
+            "publish the release again from its original files",
+        ) from None
+    except fetch.FetchError as error:
+        write_out()
+        checkpoint()
+        raise MachineError(
+            Code.DOWNLOAD_FAILED,
+            f"the download stopped at {(before + offset) // _MIB} of {release.size // _MIB} MiB: "
+            f"{error}",
+            "what came is kept; the next check goes on from there",
+        ) from None
+    except KeyboardInterrupt:
+        write_out()
+        checkpoint()
+        raise
+    write_out()
+    checkpoint()
+    return digest.hexdigest() == file.sha256
+
+
+def _hash_present(target: Target, end: int) -> tuple[hashlib._Hash, int]:
+    """Hash what is in place already; fewer bytes than were noted count as what they are."""
+    digest, start = hashlib.sha256(), 0
+    for chunk in target.read(0, end):
+        digest.update(chunk)
+        start += len(chunk)
+    return digest, start
+
+
+def _durable(work: Staging, sha256: str) -> int:
+    kept = work.store.load().download
+    return kept.durable.get(sha256, 0) if kept else 0
+
+
+def _note(work: Staging, sha256: str, durable: int) -> None:
+    kept = work.store.load().download
+    if kept is not None:
+        noted = {**kept.durable, sha256: durable}
+        work.store.update(download=dataclasses.replace(kept, durable=noted))
+
+
+def _verify(work: Staging, release: Release) -> None:
+    """Read back from the disk what was written, and check it as the next boot will."""
+    passive = work.disk.passive
+    for path in (passive.usr.node, passive.verity.node, work.uki):
+        with work.system.files.target(path) as target:
+            target.forget_cache()
+    wanted = release.manifest
+    # Reads every block of usr and of the hash tree; needs no device-mapper.
+    done = work.system.run(
+        [
+            "veritysetup",
+            "verify",
+            str(passive.usr.node),
+            str(passive.verity.node),
+            wanted.root_hash,
+        ],
+        _VERIFY_TIMEOUT,
+    )
+    if done.code != 0:
+        work.store.update(download=None)
+        raise MachineError(
+            Code.SLOT_FAILED,
+            f"the slot {passive.name} does not verify after it was written: "
+            f"{_last_line(done.output) or f'veritysetup ended with {done.code}'}",
+            "the disk may be failing: look for I/O errors with `journalctl -k`",
+        )
+    with work.system.files.target(work.uki) as target:
+        digest, _ = _hash_present(target, target.size())
+    if digest.hexdigest() != wanted.files[manifest.UKI].sha256:
+        work.store.update(download=None)
+        raise MachineError(
+            Code.SLOT_FAILED,
+            f"{work.uki} reads back other bytes than were written",
+            "the disk may be failing: look for I/O errors with `journalctl -k`",
+        )
+    try:
+        command_line = pe.read_text(work.uki, ".cmdline").split()
+    except pe.PeError as error:
+        raise MachineError(Code.SLOT_FAILED, f"the boot image cannot be used: {error}") from None
+    if f"usrhash={wanted.root_hash}" not in command_line:
+        raise MachineError(
+            Code.PAYLOAD_MISMATCH,
+            f"the boot image of {wanted.version} does not belong to its usr image "
+            "(its command line has another usrhash=)",
+            "make the release again",
+        )
+
+
+def _arm(work: Staging, release: Release, running_version: str) -> None:
+    wanted, disk = release.manifest, work.disk
+    slot.set_uuids(work.system, disk, disk.passive, slot.uuids_of(wanted.root_hash))
+    candidate = Candidate(
+        version=str(wanted.version),
+        slot=disk.passive.name,
+        previous_version=running_version,
+        time=work.system.now(),
+        size=release.size,
+    )
+    work.store.update(candidate=candidate, download=None)
+    try:
+        Loaders(work.system).arm(disk.passive.name, work.uki, disk.running)
+    except (pe.PeError, KeyError) as error:
+        raise MachineError(Code.SLOT_FAILED, f"the boot image cannot be used: {error}") from None
+    work.store.update(candidate=dataclasses.replace(candidate, armed=True))
+
+
+def _write_error(error: OSError) -> MachineError:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            Code.NO_ROOM,
+            f"{where}no room left on the disk",
+            "make room on / and /boot (`df -h`); the running system is untouched",
+        )
+    return MachineError(
+        Code.SLOT_FAILED,
+        f"{where}{error.strerror or error}",
+        "the running system is untouched; look for I/O errors with `journalctl -k`",
+    )
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

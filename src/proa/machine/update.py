@@ -1,0 +1,287 @@
+"""The updater: check → plan → trust → stage → report → restart. A oneshot; nothing stays resident.
+
+This module only puts the steps in order. What to do is decided in ``plan``; what may be installed
+in ``trust``; how it is written in ``stage``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from proa.machine import config as configuration
+from proa.machine import fetch, lock, plan, reboot, slot, stage
+from proa.machine.boot import Loaders
+from proa.machine.errors import Code, MachineError
+from proa.machine.report import Offer, Server
+from proa.machine.state import Avoided, Check, Event, State, Store
+from proa.machine.system import Running, System, running
+from proa.wire import manifest
+from proa.wire.manifest import ManifestError
+from proa.wire.omaha import ErrorCode, EventResult, EventType
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked for. ``check_only`` stops before anything is written."""
+
+    check_only: bool = False
+    force: bool = False
+    allow_downgrade: bool = False
+    scheduled: bool = False
+    patience: fetch.Patience = fetch.PATIENCE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went. ``version`` is the one on offer, "" for none; ``staged`` that it is in place."""
+
+    words: str
+    version: str = ""
+    staged: bool = False
+    reboot: str = ""
+
+
+# What the server is told an error was, where it is told of one. Refusals by rule (older, failed
+# before, on trial) are not failures and are not sent again at each check.
+_REPORTED = {
+    Code.METADATA_EXPIRED: ErrorCode.PAYLOAD_PUB_KEY_VERIFICATION,
+    Code.METADATA_UNTRUSTED: ErrorCode.PAYLOAD_PUB_KEY_VERIFICATION,
+    Code.PAYLOAD_MISMATCH: ErrorCode.PAYLOAD_HASH_MISMATCH,
+    Code.WRONG_ARCHITECTURE: ErrorCode.PAYLOAD_VERIFICATION,
+    Code.NO_ROOM: ErrorCode.DOWNLOAD_WRITE,
+    Code.SLOT_FAILED: ErrorCode.NEW_ROOTFS_VERIFICATION,
+    Code.DOWNLOAD_FAILED: ErrorCode.DOWNLOAD_TRANSFER,
+}
+
+Report = Callable[[str], None]
+
+
+def update(
+    system: System,
+    options: Options,
+    report: Report,
+    progress: stage.Progress = lambda done, size: None,
+) -> Outcome:
+    """Look for an update and put it in place, or raise :class:`MachineError`.
+
+    ``report`` gets one line per step; ``progress`` is called often while bytes come in.
+    """
+    config = configuration.read(system)
+    for warning in config.warnings:
+        report(f"warning: {warning}")
+    if config.server == configuration.DISABLED:
+        raise MachineError(
+            Code.SWITCHED_OFF,
+            "updates are switched off (SERVER=disabled)",
+            "set SERVER in /etc/proa/update.conf to the address of an update server",
+        )
+    own, store = running(system), Store(system)
+    with lock.held(system):
+        _check_clock(system, own)
+        server = Server(system, config, own, options.patience, options.scheduled)
+        run = _Run(system, options, own, store, server, report, progress)
+        return run.go(config)
+
+
+def _check_clock(system: System, own: Running) -> None:
+    now = system.now()
+    if now < own.built:
+        raise MachineError(
+            Code.CLOCK_NOT_SET,
+            f"the clock is not set: it says {_day(now)}, and this system was made on "
+            f"{_day(own.built)}; without the time no signature's expiry can be judged",
+            "look at `timedatectl`; systemd-timesyncd sets the clock where it reaches a server",
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    system: System
+    options: Options
+    running: Running
+    store: Store
+    server: Server
+    report: Report
+    progress: stage.Progress
+
+    def go(self, config: configuration.Config) -> Outcome:
+        offered = ""
+        try:
+            lock.show(self.system, lock.Progress("checking"))
+            self.store.change(self._first_time)
+            offer = self.server.check(self.store)
+            if offer is None:
+                return self._done(Outcome("no update for this machine now"), config)
+            offered = str(offer.version)
+            decision = plan.decide(self._situation(offer))
+            if isinstance(decision, plan.Refusal):
+                raise MachineError(decision.code, decision.message, decision.hint)
+            if isinstance(decision, plan.Nothing):
+                return self._done(Outcome(decision.words, offered, decision.staged), config)
+            if self.options.check_only:
+                return self._done(Outcome(f"{offered} is available", offered), config)
+            self._install(offer)
+            return self._done(Outcome(f"{offered} is staged", offered, staged=True), config)
+        except MachineError as error:
+            self._failed(error, offered)
+            raise
+        except KeyboardInterrupt:
+            self._note(Code.DOWNLOAD_FAILED, "interrupted; goes on from there next time", offered)
+            raise
+
+    def _first_time(self, state: State) -> State:
+        aleph = state.aleph_version or str(self.running.version)
+        return dataclasses.replace(state, aleph_version=aleph)
+
+    def _situation(self, offer: Offer) -> plan.Situation:
+        state, disk = self.store.load(), slot.find(self.system)
+        entries = Loaders(self.system).entries()
+        own, waiting = entries.get(disk.running), entries.get(disk.passive.name)
+        candidate = state.candidate
+        staged = ""
+        if candidate is not None and candidate.slot != disk.running:
+            ready = waiting is not None and waiting.left != 0 and not disk.passive.empty
+            staged = candidate.version if ready and candidate.armed else ""
+        avoided = {v: f"it failed on this machine: {a.reason}" for v, a in state.failed.items()}
+        avoided |= {v: a.reason for v, a in state.held.items()}
+        # A running slot that was demoted in favour of the candidate has a count too, and is
+        # committed all the same; with no record of a candidate the count is all there is.
+        counted = own is not None and own.left is not None
+        on_trial = candidate.slot == disk.running if candidate is not None else counted
+        return plan.Situation(
+            running=self.running.version,
+            offered=offer.version,
+            staged=staged,
+            on_trial=on_trial,
+            avoided=avoided,
+            force=self.options.force,
+            allow_downgrade=self.options.allow_downgrade,
+        )
+
+    def _install(self, offer: Offer) -> None:
+        version = str(offer.version)
+        self.report(f"{version} is on offer; checking the repository's signatures")
+        release = self._trusted_release(offer)
+        disk = slot.find(self.system)
+        if slot.uuids_of(release.manifest.root_hash) == (
+            disk.active.usr.uuid,
+            disk.active.verity.uuid,
+        ):
+            raise MachineError(
+                Code.BAD_ANSWER,
+                f"{version} has the very /usr that runs as {self.running.version}; "
+                "two slots with one content cannot be told apart",
+                "build the release anew under a version of its own",
+            )
+        self.report(
+            f"writing {version} to slot {disk.passive.name} "
+            f"({release.size / (1 << 20):.0f} MiB); slot {disk.running} keeps running"
+        )
+        self._tell(Event(EventType.DOWNLOAD_STARTED, EventResult.SUCCESS))
+        work = stage.Staging(
+            system=self.system,
+            disk=disk,
+            store=self.store,
+            patience=self.options.patience,
+            progress=self._shown(version),
+            report=self.report,
+        )
+        stage.stage(work, release, str(self.running.version))
+        # Taken all the same: what stood against it is settled.
+        self.store.change(
+            lambda s: dataclasses.replace(
+                s, failed=_less(s.failed, version), held=_less(s.held, version)
+            )
+        )
+        finished = Event(EventType.DOWNLOAD_FINISHED, EventResult.SUCCESS)
+        complete = Event(EventType.UPDATE_COMPLETE, EventResult.SUCCESS)
+        self.store.change(lambda s: s.with_event(finished).with_event(complete))
+        self.server.deliver(self.store)
+
+    def _trusted_release(self, offer: Offer) -> stage.Release:
+        from proa.machine.trust import Repository  # slow to import, see there
+
+        version = str(offer.version)
+        repository = Repository(self.system, offer.bases[0], self.options.patience)
+        signed = repository.find(f"{version}/{manifest.MANIFEST}")
+        try:
+            content = manifest.load(repository.read(signed, manifest.MAX_BYTES))
+        except ManifestError as error:
+            raise MachineError(Code.BAD_ANSWER, f"{signed.url}: {error}") from None
+        if content.version != offer.version:
+            raise MachineError(
+                Code.METADATA_UNTRUSTED,
+                f"{signed.url} is the manifest of {content.version}, not of {version}",
+                "publish the release again",
+            )
+        if content.architecture != self.system.architecture:
+            raise MachineError(
+                Code.WRONG_ARCHITECTURE,
+                f"{version} is made for {content.architecture}; "
+                f"this machine is {self.system.architecture}",
+                "give this machine a group whose channel has releases of its architecture",
+            )
+        urls = {}
+        for name in manifest.PAYLOAD_FILES:
+            wanted, target = content.files.get(name), repository.find(f"{version}/{name}")
+            if wanted is None or (wanted.size, wanted.sha256) != (target.size, target.sha256):
+                raise MachineError(
+                    Code.METADATA_UNTRUSTED,
+                    f"{target.url}: the manifest of {version} names another {name}",
+                    "publish the release again",
+                )
+            urls[name] = target.url
+        return stage.Release(content, urls)
+
+    def _shown(self, version: str) -> stage.Progress:
+        last = 0.0
+
+        def progress(done: int, size: int) -> None:
+            nonlocal last
+            self.progress(done, size)
+            # Onlookers poll each few seconds; more often is work for nothing.
+            if done >= size or time.monotonic() - last > 1:
+                last = time.monotonic()
+                operation = "verifying" if done >= size else "downloading"
+                lock.show(self.system, lock.Progress(operation, version, done, size))
+
+        return progress
+
+    def _tell(self, event: Event) -> None:
+        self.store.change(lambda state: state.with_event(event))
+        self.server.deliver(self.store)
+
+    def _done(self, outcome: Outcome, config: configuration.Config) -> Outcome:
+        self._note(Code.OK, outcome.words, outcome.version)
+        if outcome.staged and not self.options.check_only:
+            arranged = reboot.schedule(self.system, config, self.store)
+            outcome = dataclasses.replace(outcome, reboot=arranged)
+        return outcome
+
+    def _failed(self, error: MachineError, offered: str) -> None:
+        self._note(Code(error.code), error.message, offered)
+        reported = _REPORTED.get(Code(error.code))
+        if reported is not None and offered:
+            self._tell(
+                Event(
+                    EventType.UPDATE_COMPLETE,
+                    EventResult.ERROR,
+                    errorcode=int(reported),
+                    reason=error.message,
+                    error_version=offered,
+                )
+            )
+
+    def _note(self, code: Code, words: str, offered: str) -> None:
+        self.store.update(check=Check(self.system.now(), int(code), words, offered))
+
+
+def _less(avoided: Mapping[str, Avoided], version: str) -> Mapping[str, Avoided]:
+    return {v: a for v, a in avoided.items() if v != version}
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
