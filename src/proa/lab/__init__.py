@@ -1,0 +1,1 @@
+"""The lab: Proa machines to try, under QEMU."""
