@@ -165,10 +165,26 @@ def test_a_check_moves_the_status(before: Progress, decision: Decision, after: P
     assert policy.after_check(before, _APP, decision) == after
 
 
-def test_a_staged_version_is_shown_whatever_the_channel_says_now() -> None:
-    app = replace(_APP, next_version="1.1.0")
-    after = policy.after_check(Progress(Status.OFFERED, "1.1.0"), app, _NOTHING)
-    assert after == Progress(Status.STAGED, "1.1.0")
+@pytest.mark.parametrize(
+    ("before", "staged", "decision", "after"),
+    [
+        (Progress(Status.OFFERED, "1.1.0"), "1.1.0", _NOTHING, Progress(Status.STAGED, "1.1.0")),
+        # As after the database was lost: the machine knows better than we do.
+        (Progress(), "1.1.0", _OFFER, Progress(Status.STAGED, "1.1.0")),
+        (Progress(Status.STAGED, "1.0.9"), "1.0.9", _OFFER, Progress(Status.OFFERED, "1.1.0")),
+        (
+            Progress(Status.ROLLED_BACK, "1.1.0"),
+            "1.1.0",
+            _OFFER,
+            Progress(Status.ROLLED_BACK, "1.1.0"),
+        ),
+    ],
+)
+def test_a_machine_that_says_what_it_staged_is_believed_unless_it_failed(
+    before: Progress, staged: str, decision: Decision, after: Progress
+) -> None:
+    app = replace(_APP, next_version=staged)
+    assert policy.after_check(before, app, decision) == after
 
 
 @given(st.text(max_size=12))

@@ -159,3 +159,13 @@ def test_where_a_machine_is_and_when_it_came_is_remembered(server: Server) -> No
     machine = server.machine
     assert (machine.alias, machine.ip, machine.group_name) == ("web-1", "10.0.0.9", "alpha")
     assert machine.first_seen == machine.last_seen == "2026-01-02T03:04:05Z"
+
+
+def test_a_machine_cannot_write_lines_of_its_own_into_the_log(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "proa.server")
+    failure = Event(3, 0, 44, reason="sad\nroot: all is well\x7f")
+    server.ask(replace(APP, machine_alias="web\r\n-1", events=(failure,)))
+    assert len(caplog.messages) == 2
+    assert all(message.isprintable() for message in caplog.messages)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from proa.cli import options
+from proa.wire.text import printable
 
 if TYPE_CHECKING:
     from proa.server.admin import MachineReport
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         for report in reports:
             if failure := report.failure:
                 what = f"{failure.version or 'an update'} failed at {failure.at}"
-                print(options.printable(f"{_name(report)}: {what}: {report.failure_reason}"))
+                print(printable(f"{_name(report)}: {what}: {report.failure_reason}"))
     return 0
 
 
@@ -60,7 +61,7 @@ def _name(report: MachineReport) -> str:
 def _row(report: MachineReport) -> tuple[str, ...]:
     machine = report.machine
     cells = (_name(report), machine.version, machine.group_name, report.status, machine.last_seen)
-    return tuple(options.printable(cell) for cell in cells)
+    return tuple(printable(cell) for cell in cells)
 
 
 def _document(report: MachineReport) -> dict[str, Any]:

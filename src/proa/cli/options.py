@@ -86,11 +86,6 @@ def duration(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-def printable(text: str) -> str:
-    """Return text that others sent so that it cannot steer the terminal."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
-
-
 def table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows as aligned columns under headings; the last column may be any width."""
     lines = [headings, *rows]

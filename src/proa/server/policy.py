@@ -99,14 +99,15 @@ def after_event(before: Progress, event: Event) -> Progress:
 
 def after_check(before: Progress, app: AppRequest, decision: Decision) -> Progress:
     """Return a machine's progress after its update check was answered with ``decision``."""
-    if decision.release is not None:
-        offered = decision.release.version
+    offered = decision.release.version if decision.release else None
+    failed = before.status in (Status.FAILED, Status.ROLLED_BACK)
+    if app.next_version and not failed and offered in (None, app.next_version):
+        return Progress(Status.STAGED, app.next_version)
+    if offered is not None:
         # A machine that is busy with this very version, or failed on it, says so itself.
         asks_again = before.version == offered and before.status is not Status.CURRENT
         return before if asks_again else Progress(Status.OFFERED, offered)
-    if app.next_version:
-        return Progress(Status.STAGED, app.next_version)
-    if before.status in (Status.FAILED, Status.ROLLED_BACK) and before.version != app.version:
+    if failed and before.version != app.version:
         return before
     return Progress(Status.CURRENT, app.version)
 

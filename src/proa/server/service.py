@@ -21,6 +21,7 @@ from proa.wire.omaha import (
     Response,
     UpdateCheck,
 )
+from proa.wire.text import printable
 
 SERVER_NAME = "proa"
 # A body of this size says nothing new; it keeps a stranger from filling the disk at once.
@@ -57,7 +58,7 @@ def _answer_app(
         check = offer(decision.release, base)
     if app.update_check:
         verb = "offered" if decision.release else "nothing:"
-        _log.info("%s (%s, %s): %s %s", _name(app), app.track, app.version, verb, decision.why)
+        _tell(f"{_name(app)} ({app.track}, {app.version}): {verb} {decision.why}")
     return AppResponse(app.app_id, "ok", app.ping, check, len(app.events))
 
 
@@ -133,8 +134,12 @@ def _note(app: AppRequest, store: Store, event: Event, progress: Progress, now: 
     else:
         return
     store.add_activity("machine", app.machine_id, text, now)
-    _log.info("%s: %s", _name(app), text)
+    _tell(f"{_name(app)}: {text}")
 
 
 def _name(app: AppRequest) -> str:
     return app.machine_alias or app.machine_id or "a machine without an id"
+
+
+def _tell(line: str) -> None:
+    _log.info("%s", printable(line))
