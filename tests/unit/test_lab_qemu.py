@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from proa.lab import qemu
 from proa.lab.qemu import Accelerator, Firmware, Hardware
 
@@ -9,7 +11,7 @@ UEFI = Hardware(Firmware.UEFI, Accelerator.TCG, {2201: 22, 2202: 8080}, memory_m
 
 
 def _after(arguments: list[str], option: str) -> list[str]:
-    return [value for name, value in zip(arguments, arguments[1:], strict=False) if name == option]
+    return [value for name, value in itertools.pairwise(arguments) if name == option]
 
 
 def test_ports_are_forwarded_from_the_loopback_interface_only() -> None:

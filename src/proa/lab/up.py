@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -89,16 +90,18 @@ def prepare_release(home: Site, step: Step) -> Path:
             home.proa("keys", "init")
     sources = digest_of_sources([home.root])
     version, is_built = choose_version(built_from(home), sources)
+    release = home.release(version)
     if is_built:
         with step(f"Release {version} is built already: nothing has changed"):
-            pass
-    else:
-        with step(f"Building release {version}") as shown:
-            build(home, version, shown.report)
-        _stamp(home, version).write_text(sources + "\n")
+            return release
+    # Not stamped, so whatever lies there was never finished.
+    shutil.rmtree(release, ignore_errors=True)
+    with step(f"Building release {version}") as shown:
+        build(home, version, shown.report)
     with step(f"Publishing {version} to channel {CHANNEL}"):
         publish(home, version)
-    return home.release(version)
+    _stamp(home, version).write_text(sources + "\n")
+    return release
 
 
 def choose_version(built: Mapping[str, str], sources: str) -> tuple[str, bool]:
@@ -155,7 +158,7 @@ def build(
 
 
 def _stamp(home: Site, version: str) -> Path:
-    """What says from which sources a release was built; written last, so it can be trusted."""
+    """What says from which sources a release was built; written when it is published."""
     release = home.release(version)
     return release.with_name(f"{release.name}.sources")
 
