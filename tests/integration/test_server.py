@@ -199,6 +199,10 @@ def test_metadata_is_asked_for_anew_and_files_are_kept(url: str) -> None:
     assert check is not None
     file = httpx.head(check.codebases[0] + check.packages[0].name)
     assert "immutable" in file.headers["cache-control"]
+    assert file.headers["etag"] == f'"{check.packages[0].name.partition(".")[0]}"'
+    kept = {"If-None-Match": file.headers["etag"]}
+    again = httpx.get(check.codebases[0] + check.packages[0].name, headers=kept)
+    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_the_codebase_is_where_the_client_asked_or_what_the_operator_says(
@@ -221,7 +225,9 @@ def test_a_server_starts_before_the_first_publish(tmp_path: Path) -> None:
     with run.running(settings) as url:
         check = ask(url, APP).update_check
         assert check is not None and check.status == "noupdate"
-        assert httpx.get(url + "/repository/metadata/timestamp.json").status_code == 404
+        name = "0" * 64 + ".usr.erofs"
+        for path in ("metadata/timestamp.json", f"targets/1.0.0/{name}", "targets/x/y"):
+            assert httpx.get(f"{url}/repository/{path}").status_code == 404
         assert httpx.get(url + "/healthz").json() == {"status": "ok", "versions": 0, "machines": 1}
 
 

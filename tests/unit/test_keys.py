@@ -50,7 +50,7 @@ def test_an_init_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     monkeypatch.setattr(keys, "_write_root", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(KeysError, match="disk full"):
         keys.init(tmp_path / "keys", NOW)
     assert list(tmp_path.iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -247,6 +248,24 @@ def test_a_second_publish_at_the_same_time_is_refused_and_the_first_is_whole(sit
     assert caught.value.code == repository.LOCKED_EXIT
     assert site.has(site.client(), "1.0.0")
     assert site.publish("1.1.0", lock_seconds=0).new, "the lock was let go"
+
+
+def test_a_disk_that_is_too_small_is_told_and_nothing_is_changed(site: Site) -> None:
+    site.publish("1.0.0")
+    before = _files(site.repository)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    release = make_release(site.path / "release", "1.1.0")
+    # Not a full disk, but the same to whoever writes: the system refuses the next bytes.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(PublishError, match="cannot write") as caught:
+            repository.publish(release, site.repository, site.keys, NOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.code == repository.WRITE_EXIT
+    assert _metadata(_files(site.repository)) == _metadata(before)
+    assert not list(site.repository.rglob(".new-*"))
+    assert site.publish("1.1.0").new
 
 
 # --- Rotation, expiry, strangers ----------------------------------------------------------------

@@ -20,7 +20,8 @@ examples:
 
 exit status: 0 published, or there already; 2 usage; 3 keys are missing or not the repository's;
 4 the release is incomplete or altered; 5 the version is there with other content; 6 another command
-is changing the repository; 8 the repository is damaged or belongs to other keys
+is changing the repository; 8 the repository is damaged or belongs to other keys;
+11 it cannot be written (disk full, permissions)
 """
 
 

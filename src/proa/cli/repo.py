@@ -22,7 +22,8 @@ examples:
   proa repo withdraw 1.2.0                       machines no longer accept it
 
 exit status: 0 done; 2 usage; 3 keys are missing or not the repository's; 6 another command is
-changing the repository; 7 no such version; 8 the repository is missing or damaged
+changing the repository; 7 no such version; 8 the repository is missing or damaged;
+11 it cannot be written (disk full, permissions)
 """
 
 

@@ -84,6 +84,12 @@ def init(
             f"{directory} is not empty, and keys are never overwritten",
             hint="Use `proa keys rotate` to replace a key, or --dir for another place.",
         )
+    with _explained(directory):
+        _make(directory, now, passphrase, lifetime)
+    return directory / "root.json"
+
+
+def _make(directory: Path, now: datetime, passphrase: bytes | None, lifetime: timedelta) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:
@@ -103,7 +109,6 @@ def init(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return directory / "root.json"
 
 
 def rotate(
@@ -166,7 +171,7 @@ def roots(directory: Path) -> list[Metadata[Root]]:
 
 
 def load_root(path: Path, before: Root | None) -> Metadata[Root]:
-    """Read a root; it must be signed by itself and, if given, by the root ``before`` it."""
+    """Read a root; it must be signed by itself and follow the root ``before`` it, if given."""
     try:
         metadata = Metadata[Root].from_file(str(path))
         if not isinstance(metadata.signed, Root):
@@ -176,6 +181,8 @@ def load_root(path: Path, before: Root | None) -> Metadata[Root]:
                 signer.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
     except (TufError, OSError) as error:
         raise KeysError(f"{path} cannot be used as a root: {error}") from None
+    if metadata.signed.version != (before.version + 1 if before else 1):
+        raise KeysError(f"{path} cannot be used as a root: it says it is {metadata.signed.version}")
     return metadata
 
 
@@ -290,8 +297,23 @@ def _write_root(directory: Path, metadata: Metadata[Root]) -> None:
 def _locked(directory: Path) -> Iterator[None]:
     roots(directory)
     busy = KeysError(f"another command is changing the keys in {directory}", hint="Try again.")
-    with atomic.lock(directory / ".lock", seconds=5, busy=lambda: busy):
+    with (
+        _explained(directory),
+        atomic.lock(directory / ".lock", seconds=5, busy=lambda: busy),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Tell a full disk or a missing permission as what it is."""
+    try:
+        yield
+    except OSError as error:
+        raise KeysError(
+            f"cannot change the keys in {directory}: {error.strerror or error}",
+            hint="Mend that and do it again; the keys are as they were, or complete.",
+        ) from None
 
 
 # --- Key files ----------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ TAKEN_EXIT = 5
 LOCKED_EXIT = 6
 UNKNOWN_EXIT = 7
 REPOSITORY_EXIT = 8
+WRITE_EXIT = 11
 
 _Role = TypeVar("_Role", Root, Snapshot, Targets, Timestamp)
 Report = Callable[[str], None]
@@ -468,8 +469,15 @@ def _locked(repository: Path, seconds: float) -> Iterator[None]:
         hint="Wait for it to end and try again; nothing was changed.",
         code=LOCKED_EXIT,
     )
-    with atomic.lock(repository / ".lock", seconds=seconds, busy=lambda: busy):
-        yield
+    try:
+        with atomic.lock(repository / ".lock", seconds=seconds, busy=lambda: busy):
+            yield
+    except OSError as error:
+        raise PublishError(
+            f"cannot write {repository}: {error.strerror or error}",
+            hint="Mend that and do it again; the repository is as it was.",
+            code=WRITE_EXIT,
+        ) from None
 
 
 def _load(repository: Path, trusted: Sequence[Metadata[Root]] | None) -> _State | None:

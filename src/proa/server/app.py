@@ -17,10 +17,8 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from proa.server import service
 from proa.server.catalogue import Catalogue, Reader
@@ -30,7 +28,8 @@ from proa.wire import omaha
 from proa.wire.omaha import OmahaError
 
 _METADATA = re.compile(r"(?:[0-9]{1,9}\.(?:root|targets|snapshot)|timestamp)\.json")
-_TARGET = re.compile(r"[^/]+/[0-9a-f]{64}\.[A-Za-z0-9._+-]+")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]*")
+_TARGET = re.compile(r"([0-9a-f]{64})\.[A-Za-z0-9._+-]+")
 _log = logging.getLogger("proa.server")
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -55,16 +54,18 @@ def create(site: Site, lifespan: Lifespan | None = None) -> Starlette:
     async def metadata(request: Request) -> Response:
         return await run_in_threadpool(_metadata, site, request)
 
+    async def target(request: Request) -> Response:
+        return await run_in_threadpool(_target, site, request)
+
     async def health(_: Request) -> Response:
         return await run_in_threadpool(_health, site)
 
-    targets = _Targets(directory=site.repository / "targets", check_dir=False)
     return Starlette(
         routes=[
             Route("/v1/update/", update, methods=["POST"]),
             Route("/v1/update", update, methods=["POST"]),
             Route("/repository/metadata/{name}", metadata),
-            Mount("/repository/targets", targets),
+            Route("/repository/targets/{version}/{name}", target),
             Route("/healthz", health),
         ],
         lifespan=lifespan or _nothing,
@@ -142,15 +143,26 @@ def _metadata(site: Site, request: Request) -> Response:
     return Response(data, media_type="application/json", headers=headers)
 
 
-class _Targets(StaticFiles):
-    """The files of releases, with ranges: their names have their hashes in them."""
+def _target(site: Site, request: Request) -> Response:
+    """Serve a file of a release, whole or in ranges. Its hash is in its name, so it is its tag:
+    a download can be resumed from another mirror."""
+    version, name = request.path_params["version"], request.path_params["name"]
+    match = _TARGET.fullmatch(name)
+    if match is None or not _VERSION.fullmatch(version):
+        raise HTTPException(404)
+    path = site.repository / "targets" / version / name
+    try:
+        found = path.stat()
+    except OSError:
+        raise HTTPException(404) from None
+    headers = {"ETag": f'"{match[1]}"', "Cache-Control": "public, max-age=31536000, immutable"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return _File(path, stat_result=found, media_type="application/octet-stream", headers=headers)
 
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        if not _TARGET.fullmatch(path):
-            raise HTTPException(404)
-        response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        return response
+
+class _File(FileResponse):
+    chunk_size = 1 << 18  # Bytes; each costs a change of thread.
 
 
 def _health(site: Site) -> Response:

@@ -147,9 +147,9 @@ class Store:
                 hint="Start `proa serve`, or say where it is with --db.",
                 code=DATABASE_EXIT,
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
                 path, timeout=10, isolation_level=None, check_same_thread=False
             )
@@ -159,7 +159,7 @@ class Store:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate(path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ServerError(
                 f"cannot use the server database {path}: {error}",
                 hint="Put it back from a copy, or move it away: machines report themselves again.",
