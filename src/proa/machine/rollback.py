@@ -37,7 +37,7 @@ def rollback(system: System, *, force: bool = False) -> str:
                 "before the running one is gone",
                 f"to start {version}: `reboot`",
             )
-        if (entry.left == 0 or version in state.failed) and not force:
+        if (entry.used_up or version in state.failed) and not force:
             why = state.failed[version].reason if version in state.failed else "its tries are used"
             raise MachineError(
                 Code.FAILED_BEFORE,

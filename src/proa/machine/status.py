@@ -92,8 +92,8 @@ def slot_views(
             condition, known = ("being written" if being_written else "empty"), ""
         elif found is health.Situation.STAGED:
             condition = "staged"
-        elif entry.left == 0 or known in state.failed:
-            condition = "failed" if known in state.failed else "demoted"
+        elif entry.used_up or known in state.failed:
+            condition = "failed"
         else:
             condition = "committed"
         views.append(

@@ -30,6 +30,11 @@ class Entry:
     done: int
     version: str = ""
 
+    @property
+    def used_up(self) -> bool:
+        """Whether a trial has failed, rather than the slot been demoted for another."""
+        return self.left == 0 and self.done >= TRIES
+
 
 class Loader(Protocol):
     """What the updater asks of a boot loader.

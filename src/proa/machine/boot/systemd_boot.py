@@ -76,9 +76,11 @@ class SystemdBoot:
         is first: that it was is why it had to be demoted.
         """
         entries = self.entries()
-        if running in entries and comes_first(
-            (entries[running].version, running), (entries[slot].version, slot)
-        ):
+        # One of them may be missing where a BIOS machine lost power between its loader's record
+        # and this one.
+        if running not in entries or slot not in entries:
+            return
+        if comes_first((entries[running].version, running), (entries[slot].version, slot)):
             self._rename(running, 0, 0)
 
     def _rename(self, slot: str, left: int | None, done: int) -> None:
