@@ -29,6 +29,12 @@ class Step:
         if self.stream.isatty():
             self._line(f"{RUNNING} {self.text}: {detail} …")
 
+    def clear(self) -> None:
+        """Take the fleeting line off the terminal."""
+        if self.stream.isatty():
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
     def _line(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         self.stream.write(f"\r\x1b[K{line[:width]}")
@@ -38,21 +44,30 @@ class Step:
 @contextlib.contextmanager
 def step(text: str, stream: TextIO | None = None) -> Iterator[Step]:
     """Run the body as one step named ``text``; say when it starts, ends and how long it took."""
-    out = sys.stderr if stream is None else stream
-    current = Step(text, out)
     started = time.monotonic()
-    if out.isatty():
+    mark = FAILED
+    with announced(text, stream) as current:
+        try:
+            yield current
+            mark = DONE
+        finally:
+            seconds = time.monotonic() - started
+            current.clear()
+            print(f"{mark} {current.text}  ({duration(seconds)})", file=current.stream, flush=True)
+
+
+@contextlib.contextmanager
+def announced(text: str, stream: TextIO | None = None) -> Iterator[Step]:
+    """Say that the step ``text`` runs while the body does; what came of it others will say."""
+    current = Step(text, sys.stderr if stream is None else stream)
+    if current.stream.isatty():
         current._line(f"{RUNNING} {text} …")
     else:
-        print(f"{RUNNING} {text} …", file=out, flush=True)
-    mark = FAILED
+        print(f"{RUNNING} {text} …", file=current.stream, flush=True)
     try:
         yield current
-        mark = DONE
     finally:
-        back = "\r\x1b[K" if out.isatty() else ""
-        seconds = time.monotonic() - started
-        print(f"{back}{mark} {current.text}  ({duration(seconds)})", file=out, flush=True)
+        current.clear()
 
 
 def duration(seconds: float) -> str:
