@@ -128,21 +128,19 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
 
 
 def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> None:
-    """Make the initrd, or take it from the cache: no release-specific file is in it."""
+    """Make the initrd; the slow part, packing it, is cached by what is in it."""
     system = recipe.DEFAULT.parent
-    words = [str(_INITRD_REVISION), plan.packages.stem, *plan.recipe.remove, str(plan.epoch)]
-    words += [digest_tree(system / "initrd"), digest(system / "initrd.toml")]
-    words.append(digest(Path(initrd.__file__)))
+    content = work / "initrd"
+    content.mkdir()
+    # The initrd takes its few files of /etc from where the defaults lie by now.
+    (root / "etc").symlink_to("usr/share/proa/etc")
+    initrd.fill(content, root, initrd.load(system / "initrd.toml"), kernel)
+    (root / "etc").unlink()
+    shutil.copytree(system / "initrd", content, symlinks=True, dirs_exist_ok=True)
+    words = [str(_INITRD_REVISION), plan.tools.key, str(plan.epoch), digest_tree(content)]
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
     cached = plan.options.cache / "initrds" / f"{key}.zst"
     if not cached.exists():
-        tree_ = work / "initrd"
-        tree_.mkdir()
-        # The initrd takes its few files of /etc from where the defaults lie by now.
-        (root / "etc").symlink_to("usr/share/proa/etc")
-        initrd.fill(tree_, root, initrd.load(system / "initrd.toml"), kernel)
-        (root / "etc").unlink()
-        shutil.copytree(system / "initrd", tree_, symlinks=True, dirs_exist_ok=True)
         image.make_initrd(work, work / "initrd.img", plan.tools, kernel, plan.epoch)
         cached.parent.mkdir(parents=True, exist_ok=True)
         (work / "initrd.img").rename(cached)

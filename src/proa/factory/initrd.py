@@ -248,7 +248,7 @@ def _skeleton(target: Path) -> None:
         (target / name).symlink_to(f"usr/{name}")
     (target / "init").symlink_to("usr/lib/systemd/systemd")
     # No version: an initrd changes only when its own files do.
-    release = 'NAME="Proa"\nID=proa\nPRETTY_NAME="Proa"\nVARIANT_ID=initrd\n'
+    release = 'NAME="Proa"\nID=proa\nPRETTY_NAME="Proa"\nVARIANT_ID=initrd\nDEFAULT_HOSTNAME=proa\n'
     (target / "etc/initrd-release").write_text(release)
     (target / "etc/os-release").symlink_to("initrd-release")
     (target / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")

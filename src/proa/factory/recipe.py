@@ -54,7 +54,6 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     enable: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
     mask: tuple[str, ...] = ()
     files: tuple[ExtraFile, ...] = ()
 
@@ -90,7 +89,6 @@ _KEYS: Mapping[str, Mapping[str, _Rule]] = {
     "remove": {"paths": ("remove", "list")},
     "units": {
         "enable": ("enable", "list"),
-        "disable": ("disable", "list"),
         "mask": ("mask", "list"),
     },
 }
@@ -221,7 +219,7 @@ def _check(recipe: Recipe, source: _Source) -> None:
         for name in getattr(recipe, key):
             if not _PACKAGE.fullmatch(name):
                 raise source.error("packages", key, f"{name!r} is not a Debian package name")
-    for key in ("enable", "disable", "mask"):
+    for key in ("enable", "mask"):
         for name in getattr(recipe, key):
             if not _UNIT.fullmatch(name):
                 raise source.error("units", key, f"{name!r} is not a unit name")

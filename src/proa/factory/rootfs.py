@@ -70,9 +70,9 @@ def make(
     kernel = kernel_version(tree)
     shutil.move(tree / f"boot/vmlinuz-{kernel}", tree / f"usr/lib/modules/{kernel}/vmlinuz")
     remove(tree, recipe.remove)
+    shutil.copytree(files, tree, symlinks=True, dirs_exist_ok=True)
     _units(tree, recipe, tools)
     _hwdb(tree, tools)
-    shutil.copytree(files, tree, symlinks=True, dirs_exist_ok=True)
     _identity(tree, recipe, version, epoch)
     _user_core(tree)
     _programs(tree, tools)
@@ -107,14 +107,15 @@ def remove(tree: Path, patterns: Iterable[str]) -> None:
 
 
 def _units(tree: Path, recipe: Recipe, tools: Sdk) -> None:
-    present = [unit for unit in recipe.disable if (tree / _UNITS / unit).exists()]
-    for verb, units in (("disable", present), ("enable", recipe.enable)):
-        if units:
-            tools.run(["systemctl", "--root=/work/tree", verb, *units], work=tree.parent)
-    # `disable` leaves what a package links below /usr.
-    for unit in recipe.disable:
-        for link in (tree / _UNITS).glob(f"*.wants/{unit}"):
-            link.unlink()
+    """Enable the recipe's units, now and by preset.
+
+    The preset matters too: systemd applies it to every unit at a machine's first boot.
+    """
+    preset = "".join(f"enable {unit}\n" for unit in recipe.enable) + "disable *\n"
+    (tree / "usr/lib/systemd/system-preset/00-proa.preset").write_text(preset)
+    tools.run(["systemctl", "--root=/work/tree", "enable", *recipe.enable], work=tree.parent)
+    (tree / _UNITS / "default.target").unlink()
+    (tree / _UNITS / "default.target").symlink_to("multi-user.target")
     for unit in recipe.mask:
         path = tree / _UNITS / unit
         path.unlink(missing_ok=True)
@@ -156,6 +157,7 @@ def _identity(tree: Path, recipe: Recipe, version: Version, epoch: int) -> None:
     (etc / "resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
     (etc / "mtab").symlink_to("../proc/self/mounts")
     (etc / "fstab").write_text("# Mounts of your own. The system's are units.\n")
+    (etc / "default/locale").write_text("LANG=C.UTF-8\n")
     (etc / "issue").write_text(f"{pretty} \\n \\l\n\\4\n\n")
     (etc / "issue.net").write_text(f"{pretty}\n")
 
