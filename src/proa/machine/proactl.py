@@ -29,12 +29,12 @@ exit status: 0 done or nothing to do, 2 usage; the others are listed in docs/upd
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, system: System | None = None) -> int:
+    """Run a command on this machine, or on ``system``; returns the exit status."""
     options = _parser().parse_args(arguments)
     # `systemctl stop` ends an update like Ctrl-C does: what came is kept.
     signal.signal(signal.SIGTERM, _interrupt)
-    system = system_from_environment()
+    system = system or system_from_environment()
     command = {
         "status": _status,
         "update": _update,

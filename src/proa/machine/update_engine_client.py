@@ -26,8 +26,8 @@ _OPERATIONS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one action; returns the exit status (0 done, 1 error)."""
+def main(arguments: Sequence[str] | None = None, system: System | None = None) -> int:
+    """Run one action on this machine, or on ``system``; returns 0 (done) or 1 (error)."""
     parser = argparse.ArgumentParser(
         prog="update_engine_client",
         description="The updater's old command; `proactl` says and does more.",
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         parser.add_argument(f"-{name}", f"--{name}", action="store_true", help=what)
     options = parser.parse_args(arguments)
-    system = system_from_environment()
+    system = system or system_from_environment()
     try:
         if options.check_for_update:
             return _start(system, wait=False)
