@@ -121,7 +121,9 @@ def _configured_sources() -> list[tuple[str, str]]:
         ).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
         return []
-    return [(fields[0], fields[1]) for line in listing.splitlines() if len(fields := line.split()) == 2]
+    return [
+        (fields[0], fields[1]) for line in listing.splitlines() if len(fields := line.split()) == 2
+    ]
 
 
 def apt_options() -> list[str]:

@@ -250,7 +250,7 @@ def _place(finished: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         # cp keeps the disk image sparse.
         _run("cp", "--recursive", "--sparse=always", finished, temporary)
-        os.rename(temporary, target)
+        temporary.rename(target)
 
 
 def _run(*command: str | Path) -> None:

@@ -28,9 +28,24 @@ _SECTOR = 512
 _STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 _BOOT_MANAGER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 _GRUB_MODULES = (
-    "biosdisk part_gpt fat search search_label normal configfile linux loadenv test echo serial"
-    " terminal sleep reboot minicmd true"
-).split()
+    "biosdisk",
+    "part_gpt",
+    "fat",
+    "search",
+    "search_label",
+    "normal",
+    "configfile",
+    "linux",
+    "loadenv",
+    "test",
+    "echo",
+    "serial",
+    "terminal",
+    "sleep",
+    "reboot",
+    "minicmd",
+    "true",
+)
 
 
 @dataclass(frozen=True)
@@ -117,9 +132,7 @@ def make_initrd(work: Path, target: Path, tools: Sdk, kernel: str, epoch: int) -
     shutil.move(work / "initrd.zst", target)
 
 
-def make_uki(
-    work: Path, out: Path, tools: Sdk, kernel: str, command_line: str, epoch: int
-) -> Path:
+def make_uki(work: Path, out: Path, tools: Sdk, kernel: str, command_line: str, epoch: int) -> Path:
     """Join kernel, initrd and command line to the unified kernel image ``out/proa.efi``."""
     (work / "cmdline").write_text(command_line)
     tools.run(
@@ -191,9 +204,7 @@ def _filling(name: str, usr: Usr) -> str | None:
             return f"UUID={stable_uuid(other)}\n"
 
 
-def _esp_tree(
-    esp: Path, out: Path, tools: Sdk, command_line: str, boot: Path, epoch: int
-) -> None:
+def _esp_tree(esp: Path, out: Path, tools: Sdk, command_line: str, boot: Path, epoch: int) -> None:
     for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux", "loader", "proa/a", "grub"):
         (esp / name).mkdir(parents=True)
     for name in ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"):
@@ -261,7 +272,9 @@ def _install_grub(work: Path, disk: Path, tools: Sdk, boot: Path) -> None:
 
 def _partition(disk: Path, tools: Sdk, label: str) -> tuple[int, int]:
     """Return (first sector, number of sectors) of a partition of the disk image."""
-    text = tools.run(["sfdisk", "--json", f"/out/{disk.name}"], work=disk.parent, binds={"/out": disk.parent})
+    text = tools.run(
+        ["sfdisk", "--json", f"/out/{disk.name}"], work=disk.parent, binds={"/out": disk.parent}
+    )
     for partition in json.loads(text)["partitiontable"]["partitions"]:
         if partition.get("name") == label:
             return int(partition["start"]), int(partition["size"])

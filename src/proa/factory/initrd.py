@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
 
 from proa.wire.errors import UserError
 
@@ -156,11 +157,12 @@ def needed(path: Path) -> tuple[str, ...]:
             elf = ELFFile(file)
             names = []
             for segment in elf.iter_segments():
-                if segment["p_type"] == "PT_INTERP":
+                if isinstance(segment, InterpSegment):
                     names.append(segment.get_interp_name())
             dynamic = elf.get_section_by_name(".dynamic")
             if isinstance(dynamic, DynamicSection):
-                names += [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")]
+                # pyelftools gives a tag the name of what it holds as an attribute.
+                names += [str(getattr(tag, "needed")) for tag in dynamic.iter_tags("DT_NEEDED")]  # noqa: B009
         except ELFError as error:
             raise UserError(f"{path}: {error}") from None
     return tuple(names)

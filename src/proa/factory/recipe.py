@@ -199,7 +199,7 @@ def _files(content: Any, source: _Source) -> tuple[ExtraFile, ...]:
         if not isinstance(text, str):
             raise source.error("files", "content", f"must be a string (file {path})")
         if not isinstance(mode, str) or not re.fullmatch(r"0?[0-7]{3}", mode):
-            raise source.error("files", "mode", f"must be like \"0644\", not {mode!r}")
+            raise source.error("files", "mode", f'must be like "0644", not {mode!r}')
         result.append(ExtraFile(path, text, int(mode, 8)))
     return tuple(result)
 

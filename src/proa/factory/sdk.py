@@ -75,6 +75,17 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 LC_ALL=C.
     SOURCE_DATE_EPOCH="$EPOCH" PYTHONDONTWRITEBYTECODE=1 ${PROXIES} "$@"
 """
 
+# A process namespace too, so that whatever a tool started ends with it.
+_UNSHARE = (
+    "unshare",
+    "--mount",
+    "--propagation=private",
+    "--pid",
+    "--mount-proc",
+    "--fork",
+    "--kill-child",
+)
+
 
 @dataclass(frozen=True)
 class Sdk:
@@ -109,8 +120,7 @@ class Sdk:
         }
         arguments = [str(part) for part in command]
         process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child", "--pid"]
-            + ["--mount-proc", "--", "bash", "-c", _ENTER, "proa-sdk", *arguments],
+            [*_UNSHARE, "--", "bash", "-c", _ENTER, "proa-sdk", *arguments],
             env=environment,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -126,7 +136,9 @@ class Sdk:
             raise
         if process.returncode != 0:
             tail = "\n".join((err or out).decode("utf-8", "replace").splitlines()[-15:])
-            raise UserError(f"{arguments[0]} failed in the SDK (exit {process.returncode}):\n{tail}")
+            raise UserError(
+                f"{arguments[0]} failed in the SDK (exit {process.returncode}):\n{tail}"
+            )
         return out.decode("utf-8", "replace")
 
     def busybox(self) -> Path:
@@ -136,7 +148,13 @@ class Sdk:
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages whose tools shape the bytes of a release."""
         status = subprocess.run(
-            ["dpkg-query", f"--admindir={self.path}/var/lib/dpkg", "-W", "-f", "${Package}\t${Version}\n"],
+            [
+                "dpkg-query",
+                f"--admindir={self.path}/var/lib/dpkg",
+                "-W",
+                "-f",
+                "${Package}\t${Version}\n",
+            ],
             check=True,
             capture_output=True,
             text=True,

@@ -27,7 +27,8 @@ exec mmdebstrap --variant=minbase --mode=root --format=tar --architectures=amd64
   --setup-hook='mount --bind /cache/apt "$1"/var/cache/apt/archives' \
   --customize-hook='umount "$1"/var/cache/apt/archives' \
   --customize-hook='find "$1"/usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} +' \
-  --customize-hook='chroot "$1" python3 -m compileall -q -j0 --invalidation-mode unchecked-hash /usr/lib/python3.13 /usr/lib/python3/dist-packages' \
+  --customize-hook='chroot "$1" python3 -m compileall -q -j0 \
+    --invalidation-mode unchecked-hash /usr/lib/python3.13 /usr/lib/python3/dist-packages' \
   --include="$(paste -sd, /work/packages)" \
   "$(cat /work/suite)" /work/root.tar /work/sources.list
 """

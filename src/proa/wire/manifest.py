@@ -92,9 +92,7 @@ def dump(manifest: Manifest) -> bytes:
         "source_date_epoch": manifest.source_date_epoch,
         "usr": {"root_hash": manifest.root_hash},
         "kernel": manifest.kernel,
-        "files": {
-            name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()
-        },
+        "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
         "packages": [
             {
                 "name": p.name,
@@ -134,9 +132,9 @@ def load(data: bytes) -> Manifest:
         source_date_epoch=top.number("source_date_epoch"),
         root_hash=root_hash,
         kernel=top.text("kernel"),
-        files={name: _file(files, name) for name in files.keys()},
+        files={name: _file(files, name) for name in files.names()},
         packages=tuple(_package(p, f"packages[{i}]") for i, p in enumerate(packages)),
-        inputs={name: top.object("inputs").text(name) for name in top.object("inputs").keys()},
+        inputs={name: top.object("inputs").text(name) for name in top.object("inputs").names()},
     )
 
 
@@ -149,7 +147,7 @@ class _Object:
         self._value: dict[str, Any] = value
         self._where = where
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return sorted(self._value)
 
     def _get(self, key: str, kind: type, what: str) -> Any:

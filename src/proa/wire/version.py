@@ -36,9 +36,7 @@ class Version:
         return f"{base}-{'.'.join(self.pre)}" if self.pre else base
 
     def _key(self) -> tuple[tuple[int, int, int], bool, tuple[tuple[bool, int, str], ...]]:
-        identifiers = tuple(
-            (False, int(p), "") if p.isdigit() else (True, 0, p) for p in self.pre
-        )
+        identifiers = tuple((False, int(p), "") if p.isdigit() else (True, 0, p) for p in self.pre)
         return (self.major, self.minor, self.patch), not self.pre, identifiers
 
     def __lt__(self, other: object) -> bool:
