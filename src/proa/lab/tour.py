@@ -38,6 +38,9 @@ REBOOT_DELAY = 60
 
 PAGE = "This page is served by a container on Proa."
 
+# Prints the processes that are Python, whatever they are called.
+_PYTHONS = "find /proc -maxdepth 2 -name exe -lname '*/python3*' 2>/dev/null"
+
 Report = Callable[[str], None]
 
 
@@ -177,7 +180,7 @@ def idle(tour: Tour) -> list[str]:
     def at_rest(asked: Shell) -> bool | None:
         answer = asked.run(
             "systemctl is-system-running --wait >/dev/null; cut -d. -f1 /proc/uptime; "
-            "pgrep -a python || true",
+            f"sudo {_PYTHONS}",
             timeout=300,
         ).splitlines()
         return True if len(answer) == 1 and int(answer[0]) >= 60 else None
@@ -186,7 +189,7 @@ def idle(tour: Tour) -> list[str]:
     state = tour.run("systemctl is-system-running", check=False)
     failed = tour.run("systemctl --failed --no-legend --plain")
     free = tour.run("free -m")
-    python = tour.run("pgrep -a python", check=False)
+    python = tour.run(f"sudo {_PYTHONS}", check=False)
     boot = tour.run("systemd-analyze", check=False)
     used = int(free.splitlines()[1].split()[2])
     _expect(state == "running" and not failed, f"the system is {state}; failed: {failed}")

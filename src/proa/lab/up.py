@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ IMAGE_HOUSES = ("factory", "machine", "wire")
 
 # Seconds until ssh must answer. The slowest boot seen under emulation on a busy host was 630 s.
 BOOT_TIMEOUT = 900.0
+
+# Colours and cursor movements (ECMA-48 control sequences).
+_CONTROL = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
 
 
 class Progress(Protocol):
@@ -254,8 +258,8 @@ def _start_server(home: Site, known: Machine, step: Step, undo: contextlib.ExitS
 
 def _last_words(known: Machine) -> str:
     """The last line that the machine has said on its serial port, without control sequences."""
-    lines = known.serial_since(max(0, known.serial_size() - 400)).splitlines()
-    for line in reversed(lines):
+    said = known.serial_since(max(0, known.serial_size() - 2000))
+    for line in reversed(_CONTROL.sub("", said).splitlines()):
         if printable := "".join(c for c in line if c.isprintable()).strip():
             return printable[:60]
     return "the firmware starts"
