@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from proa.wire import manifest, version
 from proa.wire.manifest import File, Manifest
 
 MIB = 1 << 20
-USR_SIZE, VERITY_SIZE = 2 * MIB, 256 << 10
+USR_SIZE, VERITY_SIZE = 512 << 10, 64 << 10
 FIRST_LBA = 2048
 LABELS = ("ESP", "BIOS", "usr-a", "usr-a-verity", "usr-b", "usr-b-verity", "OEM", "ROOT")
 SOME_ID = UUID("0d4f0f1e-7a51-4c0f-9d7c-000000000000")
@@ -71,14 +72,29 @@ class Release:
 
 
 def make_release(
-    name: str, nature: Nature = "good", *, size: int = 300_000, architecture: str = "amd64"
+    name: str, nature: Nature = "good", *, size: int = 250_000, architecture: str = "amd64"
 ) -> Release:
     """Make a release whose verity is a stand-in: the root hash is one of all its bytes."""
     usr, verity = _bytes(f"{name} usr", size), _bytes(f"{name} verity", 8192)
     root_hash = hashlib.sha256(usr + verity).hexdigest()
-    return Release(
-        name, _content(name, usr, verity, root_hash), root_hash, nature, architecture
+    return Release(name, _content(name, usr, verity, root_hash), root_hash, nature, architecture)
+
+
+def make_verified_release(name: str, scratch: Path, *, size: int = 400 << 10) -> Release:
+    """Make a release whose verity is real (``veritysetup format``)."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    usr, verity = scratch / "usr", scratch / "verity"
+    usr.write_bytes(_bytes(f"{name} usr", size))
+    done = subprocess.run(
+        ["veritysetup", "format", "--salt", "00", str(usr), str(verity)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
+    match = re.search(r"Root hash:\s+([0-9a-f]{64})", done.stdout)
+    assert match
+    content = _content(name, usr.read_bytes(), verity.read_bytes(), match[1])
+    return Release(name, content, match[1])
 
 
 def _content(name: str, usr: bytes, verity: bytes, root_hash: str) -> dict[str, bytes]:
@@ -304,7 +320,8 @@ class Machine:
             return Completed(0, "")
         if list(command[:2]) == ["systemctl", "--failed"]:
             bad = self.running.nature == "unhealthy"
-            return Completed(0, "web.service loaded failed failed Web\n" if bad else self.failed_units)
+            failed = "web.service loaded failed failed Web\n" if bad else self.failed_units
+            return Completed(0, failed)
         if list(command[:2]) == ["systemctl", "show"]:
             return Completed(0, "Id=docker.socket\nActiveState=active\nUnitFileState=enabled\n")
         if "reboot" in command:
@@ -362,9 +379,10 @@ class Machine:
         slot, tries = env["good"], env.get("tries", "")
         if tries in ("3", "2", "1"):
             slot = env["next"]
-            path.write_bytes(data.replace(f"tries={tries}".encode(), b"tries=%d" % (int(tries) - 1)))
-        boot = self.root / "boot/proa"
-        return slot if (boot / slot / "vmlinuz").exists() else env["good"]
+            left = b"tries=%d" % (int(tries) - 1)
+            path.write_bytes(data.replace(f"tries={tries}".encode(), left))
+        there = (self.root / "boot/proa" / slot / "vmlinuz").exists()
+        return str(slot if there else env["good"])
 
     def _whole(self, slot: str) -> Release:
         """Start the slot as kernel and initrd do: find what the command line names, check it."""
@@ -423,6 +441,22 @@ class Machine:
             )
             (classes / node).symlink_to(f"../../devices/pci/block/vda/{node}")
 
+    def save(self, copy: Path) -> Callable[[], None]:
+        """Keep a copy of the machine; returns how to put it back to this moment."""
+        self.files.settle()
+        shutil.copytree(self.root, copy, symlinks=True)
+        kept = {**vars(self), "releases": dict(self.releases), "commands": list(self.commands)}
+
+        def restore() -> None:
+            self.files.settle()
+            vars(self).update(
+                {**kept, "releases": dict(kept["releases"]), "commands": list(kept["commands"])}
+            )
+            shutil.rmtree(self.root)
+            shutil.copytree(copy, self.root, symlinks=True)
+
+        return restore
+
     # --- what a test asks -----------------------------------------------------------------------
 
     def esp(self) -> dict[str, bytes]:
@@ -479,5 +513,6 @@ def write_gpt(disk: Path) -> None:
 
 
 def load_gpt(disk: Path) -> gpt.Found:
-    data = disk.read_bytes()
-    return gpt.load(lambda offset, size: data[offset : offset + size], len(data))
+    with disk.open("rb", buffering=0) as file:
+        size = disk.stat().st_size
+        return gpt.load(lambda offset, count: os.pread(file.fileno(), count, offset), size)

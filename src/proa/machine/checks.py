@@ -111,7 +111,6 @@ def scripts(system: System) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-
 def _listed(directory: Path) -> list[Path]:
     try:
         return sorted(path for path in directory.iterdir() if path.is_file())

@@ -162,9 +162,7 @@ def set_uuids(system: System, disk: Disk, slot: Slot, uuids: tuple[UUID, UUID]) 
             for offset, data in found.table.backup_writes() + found.table.primary_writes():
                 target.write(offset, data)
                 target.sync()
-        table = found.table.with_uuids(
-            {slot.usr.index: uuids[0], slot.verity.index: uuids[1]}
-        )
+        table = found.table.with_uuids({slot.usr.index: uuids[0], slot.verity.index: uuids[1]})
         for writes in (table.backup_writes(), table.primary_writes()):
             for offset, data in writes:
                 target.write(offset, data)

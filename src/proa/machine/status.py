@@ -96,9 +96,7 @@ def slot_views(
             condition = "failed"
         else:
             condition = "committed"
-        views.append(
-            SlotView(name, is_running, known, condition, entry.left if entry else None)
-        )
+        views.append(SlotView(name, is_running, known, condition, entry.left if entry else None))
     return tuple(views)
 
 

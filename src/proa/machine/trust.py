@@ -173,5 +173,3 @@ def _seed(system: System, metadata: Path) -> None:
 
 def _version(root: bytes) -> int:
     return int(json.loads(root)["signed"]["version"])
-
-

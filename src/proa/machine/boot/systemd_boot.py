@@ -102,9 +102,7 @@ class SystemdBoot:
             if match := _NAME.fullmatch(path.name):
                 left, done = match["left"], match["done"]
                 found.append(
-                    Found(
-                        match["slot"], path, None if left is None else int(left), int(done or 0)
-                    )
+                    Found(match["slot"], path, None if left is None else int(left), int(done or 0))
                 )
         return [f for f in found if slot is None or f.slot == slot]
 
