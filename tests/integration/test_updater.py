@@ -373,12 +373,14 @@ def test_a_kept_part_that_is_not_of_this_file_is_fetched_again(world: World, sai
     assert world.machine.boot().version == "1.1.0"
 
 
-def test_a_full_disk(world: World, said: Said) -> None:
+@pytest.mark.parametrize("room", [0, 300, 10_000])
+def test_a_full_disk(world: World, said: Said, room: int) -> None:
+    """Whatever does not fit: not even the state, not the metadata, or only the payload."""
     world.ship(make_release("1.1.0"))
 
     class Full(FragileFiles):
         def pwrite(self, fd: int, data: bytes, offset: int) -> None:
-            if len(data) > 10_000:
+            if len(data) > room:
                 raise OSError(errno.ENOSPC, "No space left on device")
             super().pwrite(fd, data, offset)
 

@@ -6,6 +6,7 @@ that what they start is whole (``support/machine.py``).
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import tempfile
@@ -22,9 +23,10 @@ from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.rollback import rollback
 from proa.machine.state import Store
-from support.machine import Firmware, Machine, PowerCut, Release, make_release
+from support.machine import Firmware, Machine, Nature, PowerCut, Release, make_release
 
 FIRMWARES: tuple[Firmware, ...] = ("uefi", "bios")
+NATURES: tuple[Nature, ...] = ("good", "good", "unhealthy", "dies")
 
 
 @pytest.fixture(autouse=True)
@@ -150,10 +152,10 @@ def test_what_failed_under_one_firmware_is_not_booted_under_the_other(
 @pytest.mark.parametrize("firmware", FIRMWARES)
 @pytest.mark.parametrize("nature", ["good", "unhealthy", "dies"])
 def test_an_older_version_is_tried_and_falls_back_like_any_other(
-    tmp_path: Path, firmware: Firmware, nature: str
+    tmp_path: Path, firmware: Firmware, nature: Nature
 ) -> None:
     machine = Machine(tmp_path, firmware, make_release("2.0.0"))
-    put(machine, make_release("1.0.0", nature))  # type: ignore[arg-type]
+    put(machine, make_release("1.0.0", nature))
     live(machine)
     live(machine)
     assert machine.running.version == ("1.0.0" if nature == "good" else "2.0.0")
@@ -236,6 +238,28 @@ def test_no_verdict_in_time_ends_the_boot(tmp_path: Path, firmware: Firmware) ->
     reason = Store(machine.system()).load().failed["1.1.0"].reason
     assert "no answer from the health check" in reason
     assert health.at_deadline(machine.system(), lambda line: None).action == ""
+
+
+@pytest.mark.parametrize("firmware", FIRMWARES)
+@pytest.mark.parametrize("nature", ["good", "unhealthy"])
+def test_a_full_disk_is_in_the_way_of_no_verdict(
+    tmp_path: Path, firmware: Firmware, nature: Nature
+) -> None:
+    machine = Machine(tmp_path, firmware, make_release("1.0.0"))
+    put(machine, make_release("1.1.0", nature))
+    machine.boot()
+    state, remember = Store(machine.system()).path, machine.files.rename
+
+    def full(source: Path, target: Path) -> None:
+        if target == state:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        remember(source, target)
+
+    machine.files.rename = full  # type: ignore[method-assign]
+    verdict = judge(machine)
+    assert verdict.action == ("committed" if nature == "good" else "restarting")
+    live(machine)
+    assert machine.running.version == ("1.1.0" if nature == "good" else "1.0.0")
 
 
 # --- The power goes -----------------------------------------------------------------------------
@@ -349,21 +373,19 @@ class Life(RuleBasedStateMachine):
         files.cut_at = 0
 
     @rule(
-        nature=st.sampled_from(["good", "good", "unhealthy", "dies"]),
+        nature=st.sampled_from(NATURES),
         major=st.integers(1, 9),
         cut_at=st.integers(0, 90),
         seed=st.integers(0, 99),
     )
-    def update(self, nature: str, major: int, cut_at: int, seed: int) -> None:
+    def update(self, nature: Nature, major: int, cut_at: int, seed: int) -> None:
         system = self.machine.system()
-        own = Loaders(system).entries().get(self.machine.slot)
-        candidate = Store(system).load().candidate
-        if candidate is not None and candidate.slot == self.machine.slot:
-            return  # on trial: `plan` refuses
-        if candidate is None and own is not None and own.left is not None:
-            return
+        entries, candidate = Loaders(system).entries(), Store(system).load().candidate
+        found = health.situation(candidate, self.machine.slot, entries)
+        if found is health.Situation.ON_TRIAL:
+            return  # `plan` refuses
         self.count += 1
-        release = make_release(f"{major}.0.{self.count}", nature)  # type: ignore[arg-type]
+        release = make_release(f"{major}.0.{self.count}", nature)
         if nature == "good":
             self.good.add(release.version)
         self._do(lambda: put(self.machine, release), cut_at, seed)

@@ -43,7 +43,9 @@ def situation(
         trial = own is not None and own.left is not None
         return Situation.ON_TRIAL if trial else Situation.SETTLED
     if candidate.slot == running_slot:
-        return Situation.ON_TRIAL
+        own = entries.get(running_slot)
+        # Without a count the loader has been told that it is good; only our record is behind.
+        return Situation.ON_TRIAL if own is None or own.left is not None else Situation.SETTLED
     entry = entries.get(candidate.slot)
     if entry is None or entry.left is None:
         return Situation.CUT_OFF
@@ -135,35 +137,41 @@ Report = Callable[[str], None]
 def at_boot(system: System, report: Report) -> Verdict:
     """Judge this boot: commit it, or end it; settle what an earlier candidate left."""
     store, loaders, config = Store(system), Loaders(system), configuration.read(system)
+    memory = _Memory(store, report)
     own, disk = running(system), slot.find(system)
     version, boot_id = str(own.version), system.boot_id
     state = store.load()
     found = situation(state.candidate, disk.running, loaders.entries())
     if found is Situation.ON_TRIAL:
-        store.change(lambda s: with_boot(s, boot_id))
+        memory.change(lambda s: with_boot(s, boot_id))
         report(f"{version} is on trial in slot {disk.running}")
+    elif found is Situation.SETTLED and state.candidate is not None:
+        # The power went between the loaders' records and ours.
+        loaders.commit(disk.running)
+        memory.change(lambda s: after_commit(s, version))
     elif found is Situation.FELL_BACK and state.candidate is not None:
         loaders.give_up(state.candidate.slot)
         # It was committed before, and may have been demoted for the candidate.
         loaders.commit(disk.running)
-        after = store.change(lambda s: after_fall_back(s, system.now()))
-        failed = state.candidate.version
-        report(f"{failed} was given up, {version} runs again: {after.failed[failed].reason}")
+        memory.change(lambda s: after_fall_back(s, system.now()))
+        reason = failure_reason(state.candidate)
+        report(f"{state.candidate.version} was given up, {version} runs again: {reason}")
     elif found is Situation.CUT_OFF:
-        store.change(lambda s: after_cut_off(s, version))
+        memory.change(lambda s: after_cut_off(s, version))
         report("making the other slot ready was cut off; it counts as not done")
     limit = max(config.health_timeout - 60 - system.uptime, 30)
     reasons = checks.settle(system, limit, report)
-    store.update(health=Health(system.now(), boot_id, version, reasons))
+    checked = Health(system.now(), boot_id, version, reasons)
+    memory.change(lambda s: dataclasses.replace(s, health=checked))
     if found is not Situation.ON_TRIAL:
         action = "fell back" if found is Situation.FELL_BACK else ""
         return Verdict(version, found, reasons, action)
     if not reasons:
         loaders.commit(disk.running)
-        store.change(lambda s: after_commit(s, version))
+        memory.change(lambda s: after_commit(s, version))
         report(f"{version} is well and committed")
         return Verdict(version, found, reasons, "committed")
-    return _end_boot(system, store, loaders, disk, version, reasons, report)
+    return _end_boot(system, memory, loaders, disk, version, reasons, report)
 
 
 def at_deadline(system: System, report: Report) -> Verdict:
@@ -176,7 +184,7 @@ def at_deadline(system: System, report: Report) -> Verdict:
         return Verdict(version, found, ())
     minutes = system.uptime / 60
     reason = f"no answer from the health check within {minutes:.0f} min"
-    return _end_boot(system, store, loaders, disk, version, (reason,), report)
+    return _end_boot(system, _Memory(store, report), loaders, disk, version, (reason,), report)
 
 
 def at_shutdown(system: System, report: Report) -> Verdict:
@@ -198,9 +206,24 @@ def at_shutdown(system: System, report: Report) -> Verdict:
     return Verdict(version, found, ())
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """The state, where it can be written: a full disk must neither keep a good version from being
+    committed nor a bad one from being left."""
+
+    store: Store
+    report: Report
+
+    def change(self, change: Callable[[State], State]) -> None:
+        try:
+            self.store.change(change)
+        except OSError as error:
+            self.report(f"{self.store.path} cannot be written: {error.strerror}")
+
+
 def _end_boot(
     system: System,
-    store: Store,
+    memory: _Memory,
     loaders: Loaders,
     disk: slot.Disk,
     version: str,
@@ -209,7 +232,7 @@ def _end_boot(
 ) -> Verdict:
     """Note why, and restart; unless there is nothing else that could run."""
     reason = "; ".join(reasons)
-    store.change(lambda s: with_boot(s, system.boot_id, reason))
+    memory.change(lambda s: with_boot(s, system.boot_id, reason))
     entries = loaders.entries()
     own, fallback = entries.get(disk.running), entries.get(slot.other(disk.running))
     if fallback is None:

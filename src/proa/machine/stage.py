@@ -88,7 +88,7 @@ def stage(work: Staging, release: Release, running_version: str) -> None:
         _verify(work, release)
         _arm(work, release, running_version)
     except OSError as error:
-        raise _write_error(error) from None
+        raise write_error(error) from None
 
 
 def begin(work: Staging, version: str) -> None:
@@ -334,7 +334,8 @@ def _arm(work: Staging, release: Release, running_version: str) -> None:
     work.store.update(candidate=dataclasses.replace(candidate, armed=True))
 
 
-def _write_error(error: OSError) -> MachineError:
+def write_error(error: OSError) -> MachineError:
+    """Say what a failed write means for the owner."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(

@@ -6,13 +6,14 @@ in ``trust``; how it is written in ``stage``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from proa.machine import config as configuration
-from proa.machine import fetch, lock, plan, reboot, slot, stage
+from proa.machine import fetch, health, lock, plan, reboot, slot, stage
 from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.report import Offer, Server
@@ -128,6 +129,10 @@ class _Run:
         except MachineError as error:
             self._failed(error, offered)
             raise
+        except OSError as error:
+            trouble = stage.write_error(error)
+            self._failed(trouble, offered)
+            raise trouble from None
         except KeyboardInterrupt:
             self._note(Code.DOWNLOAD_FAILED, "interrupted; goes on from there next time", offered)
             raise
@@ -139,23 +144,19 @@ class _Run:
     def _situation(self, offer: Offer) -> plan.Situation:
         state, disk = self.store.load(), slot.find(self.system)
         entries = Loaders(self.system).entries()
-        own, waiting = entries.get(disk.running), entries.get(disk.passive.name)
-        candidate = state.candidate
+        candidate, waiting = state.candidate, entries.get(disk.passive.name)
+        found = health.situation(candidate, disk.running, entries)
         staged = ""
         if candidate is not None and candidate.slot != disk.running:
             ready = waiting is not None and waiting.left != 0 and not disk.passive.empty
             staged = candidate.version if ready and candidate.armed else ""
         avoided = {v: f"it failed on this machine: {a.reason}" for v, a in state.failed.items()}
         avoided |= {v: a.reason for v, a in state.held.items()}
-        # A running slot that was demoted in favour of the candidate has a count too, and is
-        # committed all the same; with no record of a candidate the count is all there is.
-        counted = own is not None and own.left is not None
-        on_trial = candidate.slot == disk.running if candidate is not None else counted
         return plan.Situation(
             running=self.running.version,
             offered=offer.version,
             staged=staged,
-            on_trial=on_trial,
+            on_trial=found is health.Situation.ON_TRIAL,
             avoided=avoided,
             force=self.options.force,
             allow_downgrade=self.options.allow_downgrade,
@@ -205,7 +206,14 @@ class _Run:
         from proa.machine.trust import Repository  # slow to import, see there
 
         version = str(offer.version)
-        repository = Repository(self.system, offer.bases[0], self.options.patience)
+        for number, base in enumerate(offer.bases, start=1):
+            try:
+                repository = Repository(self.system, base, self.options.patience)
+                break
+            except MachineError as error:
+                if error.code != Code.DOWNLOAD_FAILED or number == len(offer.bases):
+                    raise
+                self.report(f"{error.message}; trying the next address")
         signed = repository.find(f"{version}/{manifest.MANIFEST}")
         try:
             content = manifest.load(repository.read(signed, manifest.MAX_BYTES))
@@ -262,6 +270,11 @@ class _Run:
         return outcome
 
     def _failed(self, error: MachineError, offered: str) -> None:
+        """Keep what went wrong and tell the server; trouble with that must not hide the error."""
+        with contextlib.suppress(OSError):
+            self._keep(error, offered)
+
+    def _keep(self, error: MachineError, offered: str) -> None:
         self._note(Code(error.code), error.message, offered)
         reported = _REPORTED.get(Code(error.code))
         if reported is not None and offered:
