@@ -266,13 +266,39 @@ def test_a_configured_network_must_be_there(
     assert (reason in found[0]) if reason else found == ()
 
 
+def unit(name: str, active: str, **properties: str) -> str:
+    shown = {"UnitFileState": "enabled", "WantedBy": "multi-user.target", "RequiredBy": ""}
+    shown |= {"Id": name, "ActiveState": active} | properties
+    return "".join(f"{key}={value}\n" for key, value in shown.items())
+
+
 def test_an_enabled_engine_must_run_and_another_need_not(fake: Fake) -> None:
-    fake.shown = (
-        "Id=docker.socket\nActiveState=failed\nUnitFileState=enabled\n\n"
-        "Id=docker.service\nActiveState=inactive\nUnitFileState=disabled\n\n"
-        "Id=etcd.service\nActiveState=active\nUnitFileState=enabled\n"
+    fake.shown = "\n".join(
+        (
+            unit("docker.socket", "failed"),
+            unit("docker.service", "inactive", UnitFileState="disabled", WantedBy=""),
+            unit("etcd.service", "active"),
+        )
     )
     assert checks.engines(fake.system()) == ("docker.socket is enabled, but failed",)
+    assert checks.settle(fake.system(), 60, lambda line: None) == (
+        "docker.socket is enabled, but failed",
+    )
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        # Only a link for an alias of it: `systemctl` calls that enabled too.
+        {"WantedBy": ""},
+        {"ConditionResult": "no", "ConditionTimestampMonotonic": "77"},
+    ],
+)
+def test_an_engine_that_nothing_starts_is_not_waited_for(
+    fake: Fake, properties: dict[str, str]
+) -> None:
+    fake.shown = unit("etcd.service", "inactive", **properties)
+    assert checks.settle(fake.system(), 60, pytest.fail) == ()
 
 
 def script(fake: Fake, path: str, text: str, mode: int = 0o755) -> None:
@@ -301,20 +327,20 @@ def test_an_owner_can_replace_or_switch_off_a_check(fake: Fake) -> None:
 
 
 def test_what_needs_time_gets_it(fake: Fake) -> None:
-    fake.shown = "Id=docker.socket\nActiveState=activating\nUnitFileState=enabled\n"
+    fake.shown = unit("docker.socket", "activating")
     said: list[str] = []
 
     def sleep(seconds: float) -> None:
         Fake.sleep(fake, seconds)
         if fake.uptime > 120:
-            fake.shown = "Id=docker.socket\nActiveState=active\nUnitFileState=enabled\n"
+            fake.shown = unit("docker.socket", "active")
 
     assert checks.settle(replace(fake.system(), sleep=sleep), 60, said.append) == ()
     assert said == ["waiting: docker.socket is enabled, but activating"]
 
 
 def test_but_not_for_ever(fake: Fake) -> None:
-    fake.shown = "Id=docker.socket\nActiveState=activating\nUnitFileState=enabled\n"
+    fake.shown = unit("docker.socket", "activating")
     reasons = checks.settle(fake.system(), 60, lambda line: None)
     assert reasons == ("docker.socket is enabled, but activating",)
 

@@ -8,7 +8,7 @@ asked again until they are there or the time is up.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from proa.machine.system import System, assignments
@@ -31,7 +31,10 @@ def settle(system: System, limit: float, report: Report) -> tuple[str, ...]:
         reasons = failed_units(system)
         if reasons:
             return reasons
-        waiting = network(system) + engines(system)
+        found = _engines(system)
+        if wrong := tuple(reason for reason, starting in found if not starting):
+            return wrong
+        waiting = network(system) + tuple(reason for reason, _ in found)
         if not waiting:
             return scripts(system)
         if system.uptime >= deadline:
@@ -76,18 +79,36 @@ def network(system: System) -> tuple[str, ...]:
 
 
 def engines(system: System) -> tuple[str, ...]:
-    """Return a reason for each engine that is enabled and not active."""
-    done = system.run(
-        ["systemctl", "show", "--property=Id,ActiveState,UnitFileState", *ENGINES], 60
+    """Return a reason for each engine that should have been started and is not active."""
+    return tuple(reason for reason, _ in _engines(system))
+
+
+def _engines(system: System) -> list[tuple[str, bool]]:
+    """Return reasons, each with whether waiting may help."""
+    properties = (
+        "Id,ActiveState,UnitFileState,WantedBy,RequiredBy,ConditionResult,"
+        "ConditionTimestampMonotonic"
     )
+    done = system.run(["systemctl", "show", f"--property={properties}", *ENGINES], 60)
     if done.code != 0:
-        return (f"systemctl show: {done.output.strip() or f'exit status {done.code}'}",)
-    units = [assignments(block) for block in done.output.split("\n\n") if block.strip()]
-    return tuple(
-        f"{unit.get('Id', 'unit')} is enabled, but {unit.get('ActiveState', 'unknown')}"
-        for unit in units
-        if unit.get("UnitFileState") == "enabled" and unit.get("ActiveState") != "active"
+        return [(f"systemctl show: {done.output.strip() or f'exit status {done.code}'}", False)]
+    found = []
+    for block in done.output.split("\n\n"):
+        unit = assignments(block)
+        state = unit.get("ActiveState", "unknown")
+        if _expected(unit) and state != "active":
+            starting = state in ("activating", "reloading", "refreshing")
+            found.append((f"{unit.get('Id', 'unit')} is enabled, but {state}", starting))
+    return found
+
+
+def _expected(unit: Mapping[str, str]) -> bool:
+    """Whether something starts this unit at boot. "enabled" alone may be only an alias of it."""
+    wanted = unit.get("WantedBy") or unit.get("RequiredBy")
+    skipped = (
+        unit.get("ConditionResult") == "no" and unit.get("ConditionTimestampMonotonic", "0") != "0"
     )
+    return unit.get("UnitFileState") == "enabled" and bool(wanted) and not skipped
 
 
 def scripts(system: System) -> tuple[str, ...]:
