@@ -38,8 +38,9 @@ REBOOT_DELAY = 60
 
 PAGE = "This page is served by a container on Proa."
 
-# Prints the processes that are Python, whatever they are called.
-_PYTHONS = "find /proc -maxdepth 2 -name exe -lname '*/python3*' 2>/dev/null"
+# Prints the processes that are Python, whatever they are called. Processes that end while they are
+# looked at are no failure.
+_PYTHONS = "find /proc -maxdepth 2 -name exe -lname '*/python3*' 2>/dev/null || true"
 
 Report = Callable[[str], None]
 
