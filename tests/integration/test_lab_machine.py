@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import time
@@ -153,3 +154,32 @@ def test_a_record_of_another_version_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / machine.RECORD).write_text('{"name": "web-1"}')
     with pytest.raises(UserError, match="another version"):
         machine.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("last_words", "seconds_ago", "expected"),
+    [
+        ("[  128.5] reboot: Restarting system\r\n", 120, 1),
+        ("[    9.1] Rebooting in 10 seconds..\r\n", 120, 1),
+        ("[  128.5] reboot: Restarting system\r\n", 5, 0),
+        ("[  128.5] reboot: Power down\r\n", 120, 0),
+        ("Proa 1.0.0 login: ", 120, 0),
+    ],
+)
+def test_a_firmware_that_hangs_after_a_restart_gets_its_power_cut(
+    tmp_path: Path, last_words: str, seconds_ago: int, expected: int
+) -> None:
+    made = _create(tmp_path / "web-1", Firmware.BIOS)
+    made.start(dies_with_us=True)
+    try:
+        first = made.record.qemu
+        log = made.directory / qemu.SERIAL_LOG
+        log.write_text(last_words)
+        then = time.time() - seconds_ago
+        os.utime(log, (then, then))
+        made.free_from_firmware()
+        assert made.power_cycles == expected
+        assert made.is_running
+        assert (made.record.qemu != first) == bool(expected)
+    finally:
+        made.cut_power()

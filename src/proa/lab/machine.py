@@ -34,6 +34,10 @@ SSH, APPLICATION = 22, 8080
 
 # What ends a boot for good or for now, in a serial log.
 _PANIC = "Kernel panic"
+# The last words of a kernel that restarts, or is about to after a panic; the firmware should speak
+# within seconds of them.
+_RESTARTED = ("reboot: Restarting system", "Rebooting in 10 seconds..")
+_FIRMWARE_PATIENCE = 60.0
 
 T = TypeVar("T")
 
@@ -113,6 +117,8 @@ class Machine:
     def __init__(self, directory: Path, record: Record) -> None:
         self.directory = directory
         self.record = record
+        self.power_cycles = 0
+        self._dies_with_us = False
 
     # --- what it is ---
 
@@ -144,6 +150,7 @@ class Machine:
 
     def start(self, *, dies_with_us: bool, snapshot: str | None = None) -> None:
         """Switch it on. With ``dies_with_us`` it cannot outlive this process."""
+        self._dies_with_us = dies_with_us
         started = process.start(
             qemu.command(self.hardware, snapshot=snapshot),
             directory=self.directory,
@@ -170,6 +177,22 @@ class Machine:
             self.remember(qemu=None, started=None)
         for name in (qemu.CONSOLE, qemu.QMP):
             (self.directory / name).unlink(missing_ok=True)
+
+    def free_from_firmware(self) -> None:
+        """Cut the power and give it back if the firmware has hung after the guest's restart.
+
+        Nothing of Proa runs then, and no try is counted yet. Under emulation firmware does hang
+        at times; whoever stood before such a machine would do the same. ``power_cycles`` counts.
+        """
+        log = self.directory / qemu.SERIAL_LOG
+        if not self.is_running or not log.exists():
+            return
+        if time.time() - log.stat().st_mtime < _FIRMWARE_PATIENCE:
+            return
+        if self.serial_since(max(0, self.serial_size() - 200)).rstrip().endswith(_RESTARTED):
+            self.power_cycles += 1
+            self.cut_power()
+            self.start(dies_with_us=self._dies_with_us)
 
     def remove(self) -> None:
         """Stop it and remove it with all that it holds."""
@@ -246,6 +269,7 @@ class Machine:
             except ShellError as error:
                 if not error.is_connection:
                     raise
+            self.free_from_firmware()
             time.sleep(pause)
         raise UserError(f"machine {self.record.name}: no {what} within {timeout:.0f} s ({last})")
 

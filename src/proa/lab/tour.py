@@ -108,10 +108,13 @@ class Result:
 def perform(tour: Tour, step: Step) -> Result:
     """Do one step and time it."""
     started = time.monotonic()
+    cycles = tour.machine.power_cycles if tour.machine else 0
     try:
         evidence, error = step.act(tour), ""
     except (UserError, ShellError) as failure:
         evidence, error = [], getattr(failure, "message", str(failure))
+    if tour.machine and (more := tour.machine.power_cycles - cycles) > 0:
+        evidence.append(f"(QEMU's firmware hung after a restart; its power was cut {more} times)")
     seconds = time.monotonic() - started
     return Result(step.name, step.title, not error, seconds, tuple(evidence), error)
 
