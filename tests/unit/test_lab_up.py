@@ -21,9 +21,7 @@ from proa.wire.errors import UserError
         ({"1.0.9": "before", "1.0.10": "before"}, ("1.0.11", False)),
     ],
 )
-def test_the_version_follows_the_sources(
-    built: dict[str, str], expected: tuple[str, bool]
-) -> None:
+def test_the_version_follows_the_sources(built: dict[str, str], expected: tuple[str, bool]) -> None:
     assert up.choose_version(built, "now") == expected
 
 
