@@ -17,37 +17,40 @@ pytestmark = pytest.mark.machine
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Path]:
-    """A second cache: its own SDK and its own installation of the packages.
+def work() -> Iterator[Path]:
+    """A directory on the cache's file system: releases are moved to their place."""
+    with sdk.scratch(paths.cache_dir()) as directory:
+        yield directory
+
+
+def release(cache: Path, out: Path, root: Path) -> Path:
+    """Build 7.0.0 from what ``cache`` knows of Debian's archive."""
+    options = build.BuildOptions(
+        version=parse("7.0.0"), root_json=root, out=out, cache=cache, compression="lz4"
+    )
+    return build.build(options, print)
+
+
+def another_cache(first: Path, second: Path) -> Path:
+    """A second cache, for an SDK and an installation of the packages of its own.
 
     Only the downloaded .debs and the state of the archive are taken from the first one, so that
     both builds mean the same packages.
     """
-    first = paths.cache_dir()
-    with sdk.scratch(first) as work:
-        second = work / "another" / "cache"
-        second.mkdir(parents=True)
-        shutil.copy2(first / "snapshot.json", second)
-        shutil.copytree(first / "downloads", second / "downloads")
-        yield second
+    second.mkdir(parents=True)
+    shutil.copy2(first / "snapshot.json", second)
+    shutil.copytree(first / "downloads", second / "downloads")
+    return second
 
 
-def test_two_builds_are_the_same_byte_for_byte(elsewhere: Path, tmp_path: Path) -> None:
-    root = tmp_path / "keys" / "root.json"
+def test_two_builds_are_the_same_byte_for_byte(work: Path) -> None:
     # Any file will do as trusted root, as long as both builds have the same.
-    root.parent.mkdir()
+    root = work / "root.json"
     root.write_text("{}")
-    made = []
-    for name, cache in (("one", elsewhere), ("two", paths.cache_dir())):
-        options = build.BuildOptions(
-            version=parse("7.0.0"),
-            root_json=root,
-            out=elsewhere.parent / f"release-{name}",
-            cache=cache,
-            compression="lz4",
-        )
-        made.append(build.build(options, print))
-    first, second = (manifest.load((out / manifest.MANIFEST).read_bytes()) for out in made)
+    one = release(paths.cache_dir(), work / "one", root)
+    elsewhere = another_cache(paths.cache_dir(), work / "another" / "cache")
+    two = release(elsewhere, work / "another" / "two", root)
+    first, second = (manifest.load((out / manifest.MANIFEST).read_bytes()) for out in (one, two))
     assert {*first.files} == {
         *manifest.PAYLOAD_FILES,
         "vmlinuz",
