@@ -77,6 +77,7 @@ def make(
     _user_core(tree)
     _programs(tree, tools)
     share = tree / "usr/share/proa"
+    share.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root_json, share / "root.json")
     defaults = f"GROUP={recipe.group}\nSERVER={recipe.server}\nREBOOT_STRATEGY=reboot\n"
     (share / "update.conf").write_text(defaults)
