@@ -311,9 +311,9 @@ def cannot_boot(tour: Tour) -> list[str]:
 def flipped_byte(tour: Tour) -> list[str]:
     files = {"/usr/share/proa/greeting": "Greetings from 1.3.0\n"}
     evidence = _build(tour, "1.3.0", files=files)
-    up.publish(tour.site, "1.3.0")
+    up.publish(tour.site, "1.3.0", channel=None)
     (payload,) = (tour.site.repository / "targets" / "1.3.0").glob("*.usr.erofs")
-    with _one_byte_flipped(payload):
+    with _one_byte_flipped(payload), _offered(tour, "1.3.0"):
         told = _refuses(tour, PAYLOAD_DIFFERS)
     return [*evidence, f"one byte of {payload.name[:12]}….usr.erofs flipped", *told]
 
@@ -322,13 +322,17 @@ def strangers_key(tour: Tour) -> list[str]:
     tour.stranger.proa("keys", "init")
     release = tour.site.release("1.3.0")
     tour.stranger.proa("publish", release, "--repo", tour.stranger.repository)
-    with _in_place_of(tour.site.repository, tour.stranger.repository):
+    with (
+        _offered(tour, "1.3.0"),
+        _in_place_of(tour.site.repository, tour.stranger.repository),
+    ):
         told = _refuses(tour, NOT_OURS)
     return ["the same 1.3.0, all of its metadata signed by a stranger's keys", *told]
 
 
 def good_again(tour: Tour) -> list[str]:
     old = tour.run("cat /proc/sys/kernel/random/boot_id")
+    tour.site.proa("channel", "set", "alpha", "1.3.0")
     journal = _timers_command(tour)
     _restart_now(tour)
     committed = _wait_committed(tour, "1.3.0", old)
@@ -613,6 +617,16 @@ def _bootable(tour: Tour) -> list[str]:
     """The boot entries that the loader may start: those with tries left, or committed."""
     names = tour.run("sudo ls /boot/EFI/Linux").split()
     return [name for name in names if "+0" not in name]
+
+
+@contextlib.contextmanager
+def _offered(tour: Tour, version: str) -> Iterator[None]:
+    """Offer ``version`` meanwhile, and no longer: the machine's own timer runs when it likes."""
+    tour.site.proa("channel", "set", "alpha", version)
+    try:
+        yield
+    finally:
+        tour.site.proa("channel", "set", "alpha", "1.1.0")
 
 
 @contextlib.contextmanager
