@@ -539,7 +539,8 @@ def _timers_command(tour: Tour, expected: int = 0) -> list[str]:
             raise Broken(f"the machine went away during the update: {error}") from None
         raise
     _expect(code == expected, f"proactl update ended with {code} instead of {expected}:\n{words}")
-    return [f"  proactl: {line}" for line in words.splitlines()]
+    # Its errors bear its name already.
+    return [f"  proactl: {line.removeprefix('proactl: ')}" for line in words.splitlines()]
 
 
 def _restart_now(tour: Tour) -> None:
