@@ -209,3 +209,19 @@ def test_a_release_never_replaces_another(tmp_path: Path) -> None:
         pytest.skip("building needs root")
     with pytest.raises(UserError, match="not empty"):
         build.build(options, print)
+
+
+def test_an_image_does_not_depend_on_the_umask_of_the_clone(tmp_path: Path) -> None:
+    source, target = tmp_path / "os", tmp_path / "tree"
+    (source / "etc/new").mkdir(parents=True)
+    for name, mode in (("etc/plain", 0o600), ("etc/new/program", 0o775), ("etc/old", 0o664)):
+        (source / name).write_text(name)
+        (source / name).chmod(mode)
+    (source / "etc/link").symlink_to("plain")
+    (target / "etc").mkdir(parents=True)
+    (target / "etc/old").symlink_to("/dev/null")
+    rootfs.lay_over(source, target)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (target / "etc").rglob("*") if p.is_file()}
+    assert modes == {"plain": 0o644, "link": 0o644, "program": 0o755, "old": 0o644}
+    assert (target / "etc/link").is_symlink()
+    assert not (target / "etc/old").is_symlink()

@@ -69,6 +69,8 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
     Raises :class:`UserError`.
     """
     sdk.require_root()
+    # What is made here has the modes that it says, not those that the caller prefers.
+    os.umask(0o022)
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(
             f"{options.out} exists and is not empty",
@@ -136,7 +138,7 @@ def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> N
     (root / "etc").symlink_to("usr/share/proa/etc")
     initrd.fill(content, root, initrd.load(system / "initrd.toml"), kernel)
     (root / "etc").unlink()
-    shutil.copytree(system / "initrd", content, symlinks=True, dirs_exist_ok=True)
+    rootfs.lay_over(system / "initrd", content)
     words = [str(_INITRD_REVISION), plan.tools.key, str(plan.epoch), digest_tree(content)]
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
     cached = plan.options.cache / "initrds" / f"{key}.zst"

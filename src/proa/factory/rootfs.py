@@ -70,7 +70,10 @@ def make(
     kernel = kernel_version(tree)
     shutil.move(tree / f"boot/vmlinuz-{kernel}", tree / f"usr/lib/modules/{kernel}/vmlinuz")
     remove(tree, recipe.remove)
-    shutil.copytree(files, tree, symlinks=True, dirs_exist_ok=True)
+    lay_over(files, tree)
+    # sudo itself asks for this mode.
+    for path in (tree / "etc/sudoers.d").iterdir():
+        path.chmod(0o440)
     _units(tree, recipe, tools)
     _hwdb(tree, tools)
     _identity(tree, recipe, version, epoch)
@@ -90,6 +93,26 @@ def make(
     _var(tree)
     shutil.move(tree / "etc", share / "etc")
     shutil.rmtree(tree / "boot")
+
+
+def lay_over(source: Path, target: Path) -> None:
+    """Copy a directory of the checkout over ``target``.
+
+    Of the modes only "executable" counts, which is all that git keeps: an image must not depend on
+    the umask under which somebody cloned.
+    """
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            if not copy.is_dir():
+                copy.mkdir(parents=True)
+            continue
+        copy.unlink(missing_ok=True)
+        if path.is_symlink():
+            copy.symlink_to(path.readlink())
+        else:
+            shutil.copyfile(path, copy)
+            copy.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
 def remove(tree: Path, patterns: Iterable[str]) -> None:
@@ -200,8 +223,10 @@ def _programs(tree: Path, tools: Sdk) -> None:
     target.mkdir(parents=True)
     shutil.copyfile(_SOURCE / "__init__.py", target / "__init__.py")
     for house in _MACHINE_HOUSES:
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(_SOURCE / house, target / house, ignore=ignore)
+        (target / house).mkdir()
+        lay_over(_SOURCE / house, target / house)
+    for cache in sorted(target.rglob("__pycache__")):
+        shutil.rmtree(cache)
     compiling = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     strip = ["-s", "/work/tree", "-p", "/"]
     tools.run([*compiling, *strip, f"/work/tree/{_PYTHON}"], work=tree.parent)
