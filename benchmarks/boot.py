@@ -50,7 +50,7 @@ PLAIN_PACKAGES = (
     "zstd",
 )
 PLAIN_COMMAND_LINE = (
-    "root=PARTLABEL=plain-root rw rootflags=x-systemd.growfs audit=0 no_timer_check loglevel=4"
+    "root=PARTLABEL=plain-root rw audit=0 no_timer_check loglevel=4"
     " console=tty0 console=ttyS0,115200n8"
 )
 PLAIN_ESP = (
