@@ -152,9 +152,8 @@ def _hwdb(tree: Path, tools: Sdk) -> None:
     They are three quarters of it and only shown by tools that are not here.
     """
     sources = tree / "usr/lib/udev/hwdb.d"
-    for names in ("20-*.hwdb",):
-        for path in sources.glob(names):
-            path.unlink()
+    for path in sources.glob("20-*.hwdb"):
+        path.unlink()
     tools.run(["systemd-hwdb", "--usr", "--root=/work/tree", "update"], work=tree.parent)
     shutil.rmtree(sources)
 

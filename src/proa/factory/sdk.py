@@ -101,7 +101,6 @@ class Sdk:
         work: Path,
         epoch: int = 0,
         binds: Mapping[str, Path] | None = None,
-        stdin: bytes | None = None,
     ) -> str:
         """Run ``command`` inside the SDK with ``work`` as ``/work`` and return its output.
 
@@ -122,12 +121,12 @@ class Sdk:
         process = subprocess.Popen(
             [*_UNSHARE, "--", "bash", "-c", _ENTER, "proa-sdk", *arguments],
             env=environment,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         try:
-            out, err = process.communicate(stdin)
+            out, err = process.communicate()
         except BaseException:
             # Ctrl-C: the kernel kills everything in the process namespace with its first process.
             with contextlib.suppress(ProcessLookupError):
@@ -140,10 +139,6 @@ class Sdk:
                 f"{arguments[0]} failed in the SDK (exit {process.returncode}):\n{tail}"
             )
         return out.decode("utf-8", "replace")
-
-    def busybox(self) -> Path:
-        """Return a static busybox, for containers that need no registry."""
-        return self.path / "usr/bin/busybox"
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages whose tools shape the bytes of a release."""
