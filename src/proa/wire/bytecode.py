@@ -45,6 +45,22 @@ class Reader:
         coded = self.number(name, 2 * most + 1)
         return -(coded + 1 >> 1) if coded & 1 else coded >> 1
 
+    def size(self, name: str, most: int) -> int:
+        """Return a size; whole blocks of 4 KiB are written shorter, with the lowest bit set."""
+        coded = self.number(name, 2 * most + 1)
+        value = (coded >> 1) << 12 if coded & 1 else coded >> 1
+        if value > most:
+            raise PayloadError(f"{self._what}: {name} is more than {most}")
+        return value
+
+    def signed_size(self, name: str, most: int) -> int:
+        """Return a distance from ``-most`` to ``most``, coded like a size and a sign above it."""
+        coded = self.number(name, 4 * most + 3)
+        value = (coded >> 2) << 12 if coded & 2 else coded >> 2
+        if value > most:
+            raise PayloadError(f"{self._what}: {name} is more than {most}")
+        return -value if coded & 1 else value
+
     def count(self, name: str, least: int, most: int = 1 << 20) -> int:
         """Return how many entries follow, each of which has at least ``least`` bytes."""
         found = self.number(name, most)
@@ -88,6 +104,14 @@ class Writer:
 
     def signed(self, value: int) -> None:
         self.number(-2 * value - 1 if value < 0 else 2 * value)
+
+    def size(self, value: int) -> None:
+        self.number(value >> 11 | 1 if value and value % 4096 == 0 else value << 1)
+
+    def signed_size(self, value: int) -> None:
+        away = abs(value)
+        coded = away >> 10 | 2 if away and away % 4096 == 0 else away << 2
+        self.number(coded | (value < 0))
 
     def raw(self, data: bytes) -> None:
         self._parts += data

@@ -15,6 +15,8 @@ from enum import IntEnum
 from typing import TypeVar
 
 from proa.wire.bytecode import PayloadError, Reader, Writer
+from proa.wire.codec import Algorithm
+from proa.wire.erofs import Extent
 
 MAGIC = b"PROAPLD1"
 
@@ -29,6 +31,8 @@ MAX_SECTION = 1 << 30  # bytes of a section when unpacked; they are streamed
 MAX_PLAN = 8 << 20
 MAX_OUTPUT = 8 << 30
 MAX_LANES = 4
+MAX_HELD = 1 << 16
+MAX_HELD_BYTES = 8 << 20
 MAX_DICTIONARY = 8 << 20
 MAX_CLUSTER = 8 << 20  # plain bytes of one compressed cluster
 
@@ -60,12 +64,8 @@ class Packing(IntEnum):
     ZSTD = 2
 
 
-class Storage(IntEnum):
-    """How an erofs cluster is stored."""
-
-    PLAIN = 0
-    ZSTD = 1
-    LZ4 = 2
+# How an extent of erofs is stored, by number.
+ALGORITHMS: tuple[Algorithm, ...] = ("raw", "zstd", "lz4")
 
 
 # --- The head -----------------------------------------------------------------------------------
@@ -228,17 +228,6 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Extent:
-    """A piece of a source: ``plain`` bytes, stored at byte ``physical`` of the image in ``stored``
-    bytes."""
-
-    physical: int
-    stored: int
-    plain: int
-    storage: Storage
-
-
-@dataclass(frozen=True)
 class Inner:
     """A zstd frame inside a source: ``stored`` bytes at ``offset``, which unpack to ``plain``."""
 
@@ -297,14 +286,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Encode:
-    """The next ``plain`` bytes of a lane, compressed to exactly ``stored`` bytes.
-
-    ``level`` is the compressor's.
-    """
+    """The next ``plain`` bytes of a lane, compressed to exactly ``stored`` bytes."""
 
     lane: int
-    storage: Storage
-    level: int
+    algorithm: Algorithm
     plain: int
     stored: int
 
@@ -316,17 +301,43 @@ class Zero:
     length: int
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Put the next ``length`` bytes of a lane aside. What was put aside first is named as lane
+    :data:`MAX_LANES`, what came second as the one after it, and so on; each is taken once.
+
+    A file's tail lies far behind the rest of it in the image, and a patch makes a whole file.
+    """
+
+    lane: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Take the next ``length`` bytes of a lane and use them for nothing."""
+
+    lane: int
+    length: int
+
+
 Item = Patch | Frame
-Step = Copy | Plain | Encode | Zero
+Step = Copy | Plain | Encode | Zero | Hold | Drop
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a group does: lanes of new bytes, made by patches, and steps that lay them out."""
+    """What a group does: lanes of new bytes, made by patches, and steps that lay them out.
+
+    ``level`` and ``cluster`` are what mkfs.erofs was asked for: the compressor's level and the
+    largest cluster, in bytes.
+    """
 
     sources: tuple[Source, ...]
     lanes: tuple[tuple[Item, ...], ...]
     steps: tuple[Step, ...]
+    level: int
+    cluster: int
 
 
 @dataclass(frozen=True)
@@ -395,107 +406,129 @@ def _load_section(read: Reader, most: int) -> Section:
     return Section(packing, stored, plain)
 
 
-# Steps that follow one another and differ by little: numbers are given against the step before.
-_COPY, _PLAIN, _ENCODE, _ZERO = range(4)
+# The structures of a plan are written in columns: all first members, then all second ones, and so
+# on. What is alike stands together, and the section's compression finds it.
+_COPY, _PLAIN, _ENCODE, _ZERO, _HOLD, _DROP = range(6)
 
 
 def dump_plan(plan: Plan) -> bytes:
     """Return the bytes of a plan."""
     out = Writer()
+    out.number(plan.level)
+    out.number(plan.cluster)
     out.number(len(plan.sources))
     for source in plan.sources:
-        out.number(source.image)
-        out.number(len(source.extents))
-        end = 0
-        for extent in source.extents:
-            out.signed(extent.physical - end)
-            out.number(extent.stored)
-            out.number(extent.plain)
-            out.number(extent.storage)
-            end = extent.physical + extent.stored
-        out.number(source.inner is not None)
-        if source.inner is not None:
-            out.number(source.inner.offset)
-            out.number(source.inner.stored)
-            out.number(source.inner.plain)
+        _dump_source(out, source)
     out.number(len(plan.lanes))
     for lane in plan.lanes:
-        out.number(len(lane))
-        for item in lane:
-            if isinstance(item, Patch):
-                out.number(0)
-                out.number(item.source)
-                out.number(item.size)
-                out.number(item.control)
-            else:
-                out.number(1)
-                out.number(item.lane)
-                out.number(item.plain)
-                out.number(item.stored)
-                out.number(len(item.parameters))
-                for key, value in item.parameters:
-                    out.number(key)
-                    out.signed(value)
+        _dump_lane(out, lane)
     out.number(len(plan.steps))
-    end = 0
+    copies = [step for step in plan.steps if isinstance(step, Copy)]
+    # Three kinds with the same members, in the order of the steps.
+    plains = [step for step in plan.steps if isinstance(step, Plain | Hold | Drop)]
+    encodes = [step for step in plan.steps if isinstance(step, Encode)]
     for step in plan.steps:
-        match step:
-            case Copy():
-                out.number(_COPY)
-                out.signed(step.offset - end)
-                out.number(step.length)
-                end = step.offset + step.length
-            case Plain():
-                out.number(_PLAIN)
-                out.number(step.lane)
-                out.number(step.length)
-            case Encode():
-                out.number(_ENCODE)
-                out.number(step.lane)
-                out.number(step.storage)
-                out.number(step.level)
-                out.number(step.plain)
-                out.number(step.stored)
-            case Zero():
-                out.number(_ZERO)
-                out.number(step.length)
+        out.number((Copy, Plain, Encode, Zero, Hold, Drop).index(type(step)))
+    end = 0
+    for copy in copies:
+        out.signed_size(copy.offset - end)
+        end = copy.offset + copy.length
+    for copy in copies:
+        out.size(copy.length)
+    for plain in plains:
+        out.number(plain.lane)
+    for plain in plains:
+        out.size(plain.length)
+    for encode in encodes:
+        out.number(encode.lane)
+    for encode in encodes:
+        out.number(ALGORITHMS.index(encode.algorithm))
+    for encode in encodes:
+        out.number(encode.plain)
+    for encode in encodes:
+        out.number(encode.stored)
+    for step in plan.steps:
+        if isinstance(step, Zero):
+            out.number(step.length)
     return out.done()
+
+
+def _dump_source(out: Writer, source: Source) -> None:
+    out.number(source.image)
+    out.number(len(source.extents))
+    end = 0
+    for extent in source.extents:
+        # Compressed clusters end at the end of a block and begin where their bytes begin.
+        out.signed_size(extent.physical + extent.stored - end)
+        end = extent.physical + extent.stored
+    for extent in source.extents:
+        out.size(extent.stored)
+    for extent in source.extents:
+        out.number(ALGORITHMS.index(extent.algorithm))
+    for extent in source.extents:
+        if extent.algorithm != "raw":
+            out.number(extent.plain)
+    out.number(source.inner is not None)
+    if source.inner is not None:
+        out.number(source.inner.offset)
+        out.number(source.inner.stored)
+        out.number(source.inner.plain)
+
+
+def _dump_lane(out: Writer, lane: Sequence[Item]) -> None:
+    out.number(len(lane))
+    for item in lane:
+        if isinstance(item, Patch):
+            out.number(0)
+            out.number(item.source)
+            out.number(item.size)
+            out.number(item.control)
+        else:
+            out.number(1)
+            out.number(item.lane)
+            out.number(item.plain)
+            out.number(item.stored)
+            out.number(len(item.parameters))
+            for key, value in item.parameters:
+                out.number(key)
+                out.signed(value)
 
 
 def load_plan(data: bytes) -> Plan:
     """Parse a plan, or raise :class:`PayloadError`."""
     read = Reader(data, "a plan")
+    level = read.number("a level", 22)
+    cluster = read.number("the size of clusters", MAX_CLUSTER)
     sources = tuple(_load_source(read) for _ in range(read.count("sources", 3)))
     lane_count = read.number("the number of lanes", MAX_LANES)
     lanes = tuple(
         tuple(_load_item(read, lane, len(sources)) for _ in range(read.count("items", 4)))
         for lane in range(lane_count)
     )
-    end = 0
-    steps: list[Step] = []
-    for _ in range(read.count("steps", 2)):
-        step, end = _load_step(read, lane_count, end)
-        steps.append(step)
+    steps = _load_steps(read, lane_count)
     read.end()
-    return Plan(sources, lanes, tuple(steps))
+    return Plan(sources, lanes, steps, level, cluster)
 
 
 def _load_source(read: Reader) -> Source:
     image = _known(Image, read.number("an image", 255))
-    end, extents = 0, []
-    for _ in range(read.count("extents", 4)):
-        physical = end + read.signed("an offset", MAX_OUTPUT)
-        stored = read.number("a stored size", MAX_OUTPUT)
-        plain = read.number("a plain size", MAX_OUTPUT)
-        storage = _known(Storage, read.number("a storage", 255))
-        if physical < 0:
+    count = read.count("extents", 3)
+    gaps = [read.signed_size("an offset", MAX_OUTPUT) for _ in range(count)]
+    stored = [read.size("a stored size", MAX_OUTPUT) for _ in range(count)]
+    algorithms = [_algorithm(read) for _ in range(count)]
+    end = logical = 0
+    extents = []
+    for gap, size, algorithm in zip(gaps, stored, algorithms, strict=True):
+        end += gap
+        if end < size:
             raise PayloadError("a source begins before its image")
-        if storage == Storage.PLAIN and stored != plain:
-            raise PayloadError("plain bytes have two sizes")
-        if storage != Storage.PLAIN and max(stored, plain) > MAX_CLUSTER:
-            raise PayloadError(f"a cluster has {max(stored, plain)} bytes")
-        extents.append(Extent(physical, stored, plain, storage))
-        end = physical + stored
+        plain = size
+        if algorithm != "raw":
+            plain = read.number("a plain size", MAX_CLUSTER)
+            if size > MAX_CLUSTER:
+                raise PayloadError(f"a cluster has {size} bytes")
+        extents.append(Extent(logical, plain, end - size, size, algorithm))
+        logical += plain
     inner = None
     if read.number("the kind of a source", 1):
         inner = Inner(
@@ -529,27 +562,70 @@ def _load_item(read: Reader, lane: int, sources: int) -> Item:
     return Frame(inner, plain, stored, parameters)
 
 
-def _load_step(read: Reader, lanes: int, end: int) -> tuple[Step, int]:
-    kind = read.number("the kind of a step", 255)
-    if kind == _COPY:
-        offset = end + read.signed("an offset", MAX_OUTPUT)
-        length = read.number("a length", MAX_OUTPUT)
-        if offset < 0:
+def _load_steps(read: Reader, lanes: int) -> tuple[Step, ...]:
+    kinds = [read.number("the kind of a step", _DROP) for _ in range(read.count("steps", 2))]
+    copies = kinds.count(_COPY)
+    gaps = [read.signed_size("an offset", MAX_OUTPUT) for _ in range(copies)]
+    lengths = [read.size("a length", MAX_OUTPUT) for _ in range(copies)]
+    moves: list[Copy] = []
+    end = 0
+    for gap, length in zip(gaps, lengths, strict=True):
+        if end + gap < 0:
             raise PayloadError("a copy begins before its image")
-        return Copy(offset, length), offset + length
-    if kind == _ZERO:
-        return Zero(read.number("a length", MAX_OUTPUT)), end
-    if kind not in (_PLAIN, _ENCODE):
-        raise PayloadError(f"a step of kind {kind} is not known")
-    lane = read.number("a lane", MAX_LANES)
-    if lane >= lanes:
-        raise PayloadError(f"a step takes from lane {lane} of {lanes}")
-    if kind == _PLAIN:
-        return Plain(lane, read.number("a length", MAX_SECTION)), end
-    storage = _known(Storage, read.number("a storage", 255))
-    level = read.number("a level", 22)
-    plain = read.number("a plain size", MAX_CLUSTER)
-    return Encode(lane, storage, level, plain, read.number("a stored size", MAX_CLUSTER)), end
+        moves.append(Copy(end + gap, length))
+        end += gap + length
+    plains = sum(kind in (_PLAIN, _HOLD, _DROP) for kind in kinds)
+    taken = [read.number("a lane", MAX_LANES + MAX_HELD) for _ in range(plains)]
+    takes = iter([(lane, read.size("a length", MAX_SECTION)) for lane in taken])
+    encodes = kinds.count(_ENCODE)
+    from_lane = [read.number("a lane", MAX_LANES + MAX_HELD) for _ in range(encodes)]
+    algorithms = [_algorithm(read) for _ in range(encodes)]
+    plain = [read.number("a plain size", MAX_CLUSTER) for _ in range(encodes)]
+    stored = [read.number("a stored size", MAX_CLUSTER) for _ in range(encodes)]
+    clusters = iter([Encode(*e) for e in zip(from_lane, algorithms, plain, stored, strict=True)])
+    copied = iter(moves)
+    steps: list[Step] = []
+    for kind in kinds:
+        match kind:
+            case 0:
+                steps.append(next(copied))
+            case 1:
+                steps.append(Plain(*next(takes)))
+            case 2:
+                steps.append(next(clusters))
+            case 3:
+                steps.append(Zero(read.number("a length", MAX_OUTPUT)))
+            case 4:
+                steps.append(Hold(*next(takes)))
+            case _:
+                steps.append(Drop(*next(takes)))
+    _check_lanes(steps, lanes)
+    return tuple(steps)
+
+
+def _check_lanes(steps: Sequence[Step], lanes: int) -> None:
+    """Raise unless each step takes from a lane, or from what was put aside and is still there."""
+    aside: set[int] = set()
+    count = total = 0
+    for step in steps:
+        if isinstance(step, Copy | Zero):
+            continue
+        if step.lane in aside:
+            aside.remove(step.lane)
+        elif step.lane >= lanes:
+            raise PayloadError(f"a step takes from lane {step.lane} of {lanes}")
+        if isinstance(step, Hold):
+            aside.add(MAX_LANES + count)
+            count += 1
+            total += step.length
+            if total > MAX_HELD_BYTES:
+                raise PayloadError("a plan puts too much aside")
+    if aside:
+        raise PayloadError("something that was put aside is not used")
+
+
+def _algorithm(read: Reader) -> Algorithm:
+    return ALGORITHMS[read.number("an algorithm", len(ALGORITHMS) - 1)]
 
 
 def _known(kind: type[_Kind], value: int) -> _Kind:
