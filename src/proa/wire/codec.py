@@ -264,9 +264,7 @@ class Decompressor(_Context):
     def decode(self, stored: bytes, plain: int) -> bytes:
         """Return the content of the frame ``stored``, which must be ``plain`` bytes long."""
         target = ctypes.create_string_buffer(max(plain, 1))
-        code = self._library.ZSTD_decompressDCtx(
-            self._open(), target, plain, stored, len(stored)
-        )
+        code = self._library.ZSTD_decompressDCtx(self._open(), target, plain, stored, len(stored))
         if self._check(code) != plain:
             raise CodecError(f"zstd: {code} plain bytes instead of {plain}")
         return ctypes.string_at(target, plain)
@@ -387,9 +385,10 @@ class Codec:
     def encode(self, encoding: Encoding, plain: bytes, stored: int, ahead: bytes = b"") -> bytes:
         """Return ``plain`` as the cluster of ``stored`` bytes that mkfs.erofs made of it.
 
-        ``ahead`` is the plain content that follows, and is for lz4 only: mkfs.erofs hands liblz4 all
-        that it has of the file and lets it take what fits, and liblz4 looks ahead. Give at least
-        :data:`LZ4_AHEAD` bytes, or all up to where mkfs.erofs had no more (:func:`ahead_end`).
+        ``ahead`` is the plain content that follows, and is for lz4 only: mkfs.erofs hands liblz4
+        all that it has of the file and lets it take what fits, and liblz4 looks ahead. Give at
+        least :data:`LZ4_AHEAD` bytes, or all up to where mkfs.erofs had no more
+        (:func:`ahead_end`).
 
         Raises :class:`CodecError` if no call makes ``stored`` bytes. That the bytes are the same
         is likely but not sure: compare a hash.

@@ -1,9 +1,9 @@
 """Reading an erofs image: which bytes of it are which bytes of which file. Pure.
 
 Source of the format: include/erofs_fs.h and lib/zmap.c of erofs-utils 1.8.6 (Linux:
-fs/erofs/erofs_fs.h and zmap.c). Read is what mkfs.erofs writes for a /usr: blocks of 4 KiB, flat and
-inline files, and files compressed with zstd or lz4 in clusters of any number of blocks, with full
-or compact indexes and with inlined tails. Fragments, deduplication, chunks, further devices,
+fs/erofs/erofs_fs.h and zmap.c). Read is what mkfs.erofs writes for a /usr: blocks of 4 KiB, flat
+and inline files, and files compressed with zstd or lz4 in clusters of any number of blocks, with
+full or compact indexes and with inlined tails. Fragments, deduplication, chunks, further devices,
 48-bit layouts and other algorithms are refused by name.
 
 Nothing in an image is believed: offsets and sizes are checked before they are used, every directory
@@ -12,6 +12,7 @@ is entered at most once, and what is held in memory is bounded by the image's ow
 
 from __future__ import annotations
 
+import itertools
 import stat
 import struct
 from bisect import bisect_right
@@ -145,7 +146,7 @@ class Image:
         magic, _, _, bits, slots, root = struct.unpack_from("<IIIBBH", raw)
         if magic != _MAGIC:
             raise ErofsError("not an erofs image")
-        if 1 << bits != BLOCK if bits < 32 else True:
+        if bits != 12:
             raise ErofsError("blocks are not of 4096 bytes")
         blocks, metadata = struct.unpack_from("<II", raw, 36)
         self.features, algorithms, devices = struct.unpack_from("<IHH", raw, 80)
@@ -221,9 +222,7 @@ class Image:
 
     def extents(self, inode: Inode) -> tuple[Extent, ...]:
         """Return where the content of a file, directory or symlink lies, in order, without gaps."""
-        if not (
-            stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode) or stat.S_ISLNK(inode.mode)
-        ):
+        if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode) or stat.S_ISLNK(inode.mode)):
             return ()
         if inode.size > MAX_FILE:
             raise ErofsError(f"inode {inode.nid}: a file of {inode.size} bytes is too large")
@@ -260,10 +259,9 @@ class Image:
             for offset in range(0, extent.plain, BLOCK):
                 size = min(BLOCK, extent.plain - offset)
                 found += _entries(self._read(extent.physical + offset, size), parent.path)
-        if len(found) > MAX_ENTRIES:
-            raise ErofsError(f"{parent.path!r}: too many entries")
-        names = [name for name, _ in found]
-        if any(a >= b for a, b in zip(names, names[1:], strict=False)):
+                if len(found) > MAX_ENTRIES:
+                    raise ErofsError(f"{parent.path!r}: too many entries")
+        if any(a >= b for (a, _), (b, _) in itertools.pairwise(found)):
             raise ErofsError(f"{parent.path!r}: names are not in order")
         return [
             (name.decode("utf-8", "surrogateescape"), nid)
@@ -301,11 +299,10 @@ class Image:
             raise ErofsError(f"inode {inode.nid}: logical clusters are not of 4096 bytes")
         if inode.layout == _COMPACT and bool(advice & _BIG_1) != bool(advice & _BIG_2):
             raise ErofsError(f"inode {inode.nid}: big clusters of one kind only")
-        heads, end = _heads(inode, advice, header, self._read)
+        # Without deduplication, each cluster but an inlined one has a block of its own.
+        heads, end = _heads(inode, advice, header, self._read, self.size // BLOCK + 1)
         if not heads or heads[0].logical != 0:
             raise ErofsError(f"inode {inode.nid}: the file does not begin with a cluster")
-        if len(heads) > self.size // BLOCK + 1:
-            raise ErofsError(f"inode {inode.nid}: more clusters than the image has blocks")
         extents = []
         for head, after in zip(heads, [*heads[1:], None], strict=True):
             plain = (after.logical if after else inode.size) - head.logical
@@ -462,13 +459,13 @@ class _Head:
 
 
 def _heads(
-    inode: Inode, advice: int, header: int, read: Read
+    inode: Inode, advice: int, header: int, read: Read, limit: int
 ) -> tuple[list[_Head], int]:
-    """Return a file's clusters, and the byte offset behind its indexes.
+    """Return a file's clusters, ``limit`` at most, and the byte offset behind its indexes.
 
-    An index of mkfs.erofs describes each 4 KiB of the file: a head, where a cluster begins, or not.
-    The first one that is not tells how many blocks the cluster has (if clusters can be big); without
-    one it is a single block.
+    An index describes each 4 KiB of the file: a head, where a cluster begins, or not. The first one
+    that is not tells how many blocks the cluster has (if clusters can be big); without one it is a
+    single block.
     """
     count = -(-inode.size // BLOCK)
     heads: list[_Head] = []
@@ -500,6 +497,8 @@ def _heads(
             waiting = None
         if value >= BLOCK:
             raise ErofsError(f"inode {inode.nid}: a cluster begins outside its index")
+        if len(heads) >= limit:
+            raise ErofsError(f"inode {inode.nid}: more clusters than the image has blocks")
         logical = number * BLOCK + value
         # mkfs.erofs closes a file with a head at its very end, which is no cluster.
         if logical < inode.size:
