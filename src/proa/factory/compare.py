@@ -110,9 +110,10 @@ class Usr:
                 if not extent.stored:
                     continue
                 start, end = extent.physical, extent.physical + extent.stored
-                if end % BLOCK == 0:
+                before = start % BLOCK
+                if end % BLOCK == 0 and not any(self.read(start - before, before)):
                     # Zeros before the stored bytes fill their first block.
-                    start -= start % BLOCK
+                    start -= before
                 yield Region(start, end, file, extent)
 
 
@@ -142,9 +143,7 @@ def counterparts(old: Usr, new: Usr) -> Mapping[bytes, File]:
         at_path = [by_path[path] for path in file.paths if path in by_path]
         shape = [f for p in file.paths for f in by_shape.get(_NUMBERS.sub("#", p), [])]
         name = [
-            f
-            for p in file.paths
-            for f in by_name.get(_NUMBERS.sub("#", p.rpartition("/")[2]), [])
+            f for p in file.paths for f in by_name.get(_NUMBERS.sub("#", p.rpartition("/")[2]), [])
         ]
         for candidates in (at_path, shape, name):
             if candidates:
@@ -161,10 +160,27 @@ def _closest(file: File, candidates: Sequence[File]) -> File:
     return min(candidates, key=distance)
 
 
-def stored_blocks(old: Usr) -> Mapping[bytes, int]:
-    """Return where the old image has which data blocks: sha256 of a region → its offset."""
-    return {
-        hashlib.sha256(old.read(region.start, region.end - region.start)).digest(): region.start
-        for region in old.regions()
-        if region.file is not None and not region.inline
-    }
+@dataclass(frozen=True)
+class Stored:
+    """Where the old image has which bytes, by sha256: whole data regions, and stored extents."""
+
+    regions: Mapping[bytes, int]
+    extents: Mapping[bytes, int]
+    inline: frozenset[bytes]
+
+
+def stored(old: Usr) -> Stored:
+    """Return what data lies where in the old image."""
+    regions, extents, inline = {}, {}, set()
+    for region in old.regions():
+        if region.extent is None:
+            continue
+        content = old.read(region.extent.physical, region.extent.stored)
+        digest = hashlib.sha256(content).digest()
+        extents[digest] = region.extent.physical
+        if region.inline:
+            inline.add(digest)
+        else:
+            whole = old.read(region.start, region.end - region.start)
+            regions[hashlib.sha256(whole).digest()] = region.start
+    return Stored(regions, extents, frozenset(inline))

@@ -85,6 +85,8 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
     """Return bsdiff's copies of two byte strings."""
     if not old or not new:
         return wire.Copies([0], [0], [0], [len(new)])
+    if old == new:
+        return wire.Copies([len(new)], [0], [0], [0])
     control, _, _ = bsdiff4.core.diff(old, new)
     # The numbers are 64 bits, little-endian, with the sign in the top bit alone.
     raw = np.frombuffer(control, "<i8")

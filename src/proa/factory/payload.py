@@ -9,286 +9,310 @@ never written.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from proa.factory import boot_payload, compare, pack, patches
+from proa.factory import boot_payload, compare, patches
 from proa.factory.compare import File, Region, Usr
-from proa.wire import manifest
+from proa.factory.layout import META, Cluster, Group, Part, group_up, lay_out, pack_group
+from proa.wire import manifest, verity
 from proa.wire import payload as form
-from proa.wire.bytecode import PayloadError
-from proa.wire.codec import BLOCK, Codec, CodecError, Encoding
+from proa.wire.codec import Codec, Encoding
 from proa.wire.erofs import Extent
 from proa.wire.errors import UserError
 from proa.wire.manifest import Manifest
-from proa.wire.payload import (
-    Copy,
-    Drop,
-    Encode,
-    Hold,
-    Image,
-    Item,
-    Patch,
-    Plain,
-    Plan,
-    Source,
-    Step,
-    Zero,
-)
+from proa.wire.payload import Image, Source
 from proa.wire.unpack import Workshop, unpack
 
 Report = Callable[[str], None]
 
-# A group is cut when its patches come to about so many bytes, packed: it is what a machine holds in
-# memory, and fetches again at most when it was interrupted.
-GROUP = 3 << 20
-
-_FILES, _META = 0, 1  # lanes
-
-
-# --- Laying out: what each region of the new image is made of -------------------------------------
-
 
 @dataclass(frozen=True)
-class Copied:
-    """``length`` bytes that lie in the old image at ``offset``."""
+class Release:
+    """A release directory with its manifest."""
 
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Literal:
-    """Bytes ``start`` to ``end`` of the new image, compared with the old one's metadata."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """An extent of a changed file, with the zeros before it."""
-
-    file: File
-    index: int
-    padding: int
+    directory: Path
+    manifest: Manifest
 
     @property
-    def extent(self) -> Extent:
-        return self.file.extents[self.index]
+    def usr(self) -> Path:
+        return self.directory / manifest.USR
+
+    @property
+    def uki(self) -> Path:
+        return self.directory / manifest.UKI
 
 
-Part = Copied | Literal | Cluster
+def open_release(directory: Path) -> Release:
+    """Read a release's manifest and see that its files are there, or raise :class:`UserError`."""
+    try:
+        content = manifest.load((directory / manifest.MANIFEST).read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{directory}: no release is here: {error.strerror}",
+            hint="name a directory that `proa build --out` made",
+        ) from None
+    except manifest.ManifestError as error:
+        raise UserError(f"{directory / manifest.MANIFEST}: {error}") from None
+    for name in manifest.PAYLOAD_FILES:
+        file = content.files.get(name)
+        path = directory / name
+        if file is None or not path.is_file() or path.stat().st_size != file.size:
+            raise UserError(
+                f"{path} is missing or is not the file that the manifest names",
+                hint="the release directory must be whole",
+            )
+    return Release(directory, content)
 
 
-def lay_out(old: Usr | None, new: Usr, encoding: Encoding) -> list[Part]:
-    """Return what the new image is made of, in order."""
-    there = compare.stored_blocks(old) if old else {}
-    known = {file.sha256 for file in old.files} if old else set()
-    followed: dict[bytes, bool] = {}
-    parts: list[Part] = []
-    for region in new.regions():
-        part = _part(region, old, new, there, parts)
-        file = region.file
-        if part is None and file is not None and not (region.inline and file.sha256 in known):
-            if file.sha256 not in followed:
-                followed[file.sha256] = _in_order(file) and _encodes(file, new, encoding)
-            if followed[file.sha256]:
-                assert region.extent is not None
-                index = file.extents.index(region.extent)
-                padding = region.extent.physical - region.start
-                part = Cluster(file, index, padding)
-        _append(parts, part or Literal(region.start, region.end))
-    return parts
+@dataclass(frozen=True)
+class Tools:
+    """What making needs: the machine's compressor, the store of patches, how many to make at once.
 
-
-def _part(
-    region: Region, old: Usr | None, new: Usr, there: Mapping[bytes, int], parts: Sequence[Part]
-) -> Part | None:
-    """Return a copy if the old image has the region's bytes, else None."""
-    if old is None:
-        return None
-    length = region.end - region.start
-    last = parts[-1] if parts else None
-    if isinstance(last, Copied):
-        # What simply goes on is the cheapest copy of all, and metadata does so too.
-        at = last.offset + last.length
-        if old.data[at : at + length] == new.data[region.start : region.end]:
-            return Copied(at, length)
-    if region.file is not None and not region.inline:
-        digest = hashlib.sha256(new.read(region.start, length)).digest()
-        if digest in there:
-            return Copied(there[digest], length)
-    return None
-
-
-def _append(parts: list[Part], part: Part) -> None:
-    last = parts[-1] if parts else None
-    match last, part:
-        case Copied(before, length), Copied(offset, more) if before + length == offset:
-            parts[-1] = Copied(before, length + more)
-        case Literal(start, end), Literal(begin, stop) if end == begin:
-            parts[-1] = Literal(start, stop)
-        case _:
-            parts.append(part)
-
-
-def _in_order(file: File) -> bool:
-    places = [extent.physical for extent in file.extents]
-    return places == sorted(places)
-
-
-def _encodes(file: File, new: Usr, encoding: Encoding) -> bool:
-    """Whether the encoder makes all of a file's clusters, byte for byte."""
-    for extent in file.extents:
-        if extent.algorithm == "raw":
-            continue
-        stored = new.read(extent.physical, extent.stored)
-        try:
-            plain = new.plain([extent])
-            if new.codec.encode(encoding, plain, extent.stored) != stored:
-                return False
-        except CodecError:
-            return False
-    return True
-
-
-# --- Groups ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Held:
-    """A tail put aside in step ``step``; ``taken`` says where, once something takes it."""
-
-    step: int
-    taken: int | None = None
-
-
-@dataclass
-class _Group:
-    """A group as it grows. ``streams`` holds (control, diff, extra) of each lane."""
-
-    sources: list[Source] = field(default_factory=list)
-    lanes: tuple[list[Item], ...] = field(default_factory=lambda: ([], []))
-    streams: tuple[tuple[bytearray, ...], ...] = field(
-        default_factory=lambda: tuple(tuple(bytearray() for _ in range(3)) for _ in range(2))
-    )
-    steps: list[Step] = field(default_factory=list)
-    meta: bytearray = field(default_factory=bytearray)
-    held: dict[tuple[bytes, int], _Held] = field(default_factory=dict)
-    # The file in the lane of files: its next extent, and how many extents its patch gives.
-    file: File | None = None
-    next: int = 0
-    end: int = 0
-    weight: int = 0
-    length: int = 0
-
-    def add(self, lane: int, source: Source | None, made: patches.Made) -> None:
-        """Append a patch to a lane."""
-        number = 0
-        if source is not None:
-            if source not in self.sources:
-                self.sources.append(source)
-            number = self.sources.index(source) + 1
-        self.lanes[lane].append(Patch(number, made.size, len(made.control)))
-        streams = (made.control, made.diff, made.extra)
-        for stream, data in zip(self.streams[lane], streams, strict=True):
-            stream += data
-        self.weight += made.weight
-
-    def put_rest_aside(self) -> None:
-        """Make way for the next file: what of the present one comes later is put aside."""
-        if self.file is None:
-            return
-        for index in range(self.next, self.end):
-            extent = self.file.extents[index]
-            self.held[self.file.sha256, index] = _Held(len(self.steps))
-            self.steps.append(Hold(_FILES, extent.plain))
-        self.file = None
-
-    def finished_steps(self) -> tuple[Step, ...]:
-        """Return the steps; what was put aside for nothing is dropped, the rest is numbered."""
-        numbers = {}
-        steps = list(self.steps)
-        for held in sorted(self.held.values(), key=lambda h: h.step):
-            hold = steps[held.step]
-            assert isinstance(hold, Hold)
-            if held.taken is None:
-                steps[held.step] = Drop(hold.lane, hold.length)
-            else:
-                numbers[held.taken] = form.MAX_LANES + len(numbers)
-        for index, number in numbers.items():
-            step = steps[index]
-            assert isinstance(step, Encode | Plain)
-            steps[index] = replace(step, lane=number)
-        return tuple(steps)
-
-
-def group_up(
-    parts: Sequence[Part],
-    new: Usr,
-    patch_for: Callable[[File, int], tuple[patches.Made, Source | None]],
-) -> Iterator[_Group]:
-    """Yield the groups that lay out ``parts``.
-
-    ``patch_for`` gives the patch that makes a file from a given extent on, and its source.
+    ``encoder`` is the compressor's name, as a machine will compare it.
     """
-    group = _Group()
-    for part in parts:
-        match part:
-            case Copied(offset, length):
-                group.steps.append(Copy(offset, length))
-                group.length += length
-            case Literal(start, end):
-                if group.weight + len(group.meta) // 3 > GROUP:
-                    yield group
-                    group = _Group()
-                group.meta += new.read(start, end - start)
-                group.steps.append(Plain(_META, end - start))
-                group.length += end - start
-            case Cluster(file, index, padding):
-                held = group.held.get((file.sha256, index))
-                is_next = group.file is file and group.next == index < group.end
-                if not held and not is_next:
-                    if group.weight + len(group.meta) // 3 > GROUP:
-                        yield group
-                        group = _Group()
-                    group.put_rest_aside()
-                    made, source = patch_for(file, index)
-                    group.add(_FILES, source, made)
-                    group.file, group.next, group.end = file, index, index + made.extents
-                if padding:
-                    group.steps.append(Zero(padding))
-                if held:
-                    held.taken = len(group.steps)
-                else:
-                    group.next += 1
-                extent = part.extent
-                if extent.algorithm == "raw":
-                    group.steps.append(Plain(_FILES, extent.plain))
-                else:
-                    group.steps.append(
-                        Encode(_FILES, extent.algorithm, extent.plain, extent.stored)
-                    )
-                group.length += padding + extent.stored
-    yield group
+
+    codec: Callable[[], Codec]
+    store: Path
+    workers: int
+    encoder: str
 
 
-def pack_group(group: _Group, encoding: Encoding, fast: bool) -> bytes:
-    """Return a group's blob."""
-    group.put_rest_aside()
-    plan = Plan(
-        tuple(group.sources),
-        tuple(map(tuple, group.lanes)),
-        group.finished_steps(),
-        encoding.level,
-        encoding.cluster,
+def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Report) -> form.Head:
+    """Make the payload from ``old`` (from nothing, if None) to ``new`` in the file ``out``.
+
+    Raises :class:`UserError`. Patches that were made stay in the store if it is interrupted.
+    """
+    encoding = _encoding(new)
+    old_usr = Usr(old.usr, tools.codec()) if old else None
+    new_usr = Usr(new.usr, tools.codec())
+    report("comparing the two images" if old else "reading the image")
+    parts = lay_out(old_usr, new_usr, encoding)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(tools.workers) as pool,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
+    ):
+        source = _Patches(old_usr, new_usr, tools, pool, report)
+        source.prepare(parts)
+        blobs = Path(scratch) / "blobs"
+        with blobs.open("w+b") as body:
+            usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
+            report("describing the boot image")
+            boot = boot_payload.group(old.uki if old else None, new.uki, new_usr, encoding)
+            uki = [_written(body, boot[0], boot[1])]
+            head = _head(old, new, tools, encoding, usr, uki, old_usr)
+            report("taking the payload apart again, to compare every byte")
+            body.seek(0)
+            _check(old, new, head, body, tools)
+            finished = Path(scratch) / "payload"
+            with finished.open("wb") as file:
+                file.write(form.dump_head(head))
+                body.seek(0)
+                while piece := body.read(1 << 20):
+                    file.write(piece)
+            finished.replace(out)
+    return head
+
+
+def _encoding(release: Release) -> Encoding:
+    compression = release.manifest.inputs.get("compression", "zstd")
+    return Encoding("zstd", 3) if compression == "zstd" else Encoding("lz4", 0)
+
+
+class _Patches:
+    """The patches between two images, made ahead in parallel and looked up as groups need them."""
+
+    def __init__(
+        self, old: Usr | None, new: Usr, tools: Tools, pool: ProcessPoolExecutor, report: Report
+    ) -> None:
+        self.old, self.new, self._tools, self._pool = old, new, tools, pool
+        self._report = report
+        self._counterparts = compare.counterparts(old, new) if old else {}
+        self._made: dict[tuple[bytes, int], patches.Made] = {}
+        self.old_meta = _meta_source(old) if old else None
+        self.old_meta_bytes = (
+            b"".join(old.read(e.physical, e.stored) for e in self.old_meta.extents)
+            if old and self.old_meta
+            else b""
+        )
+
+    def prepare(self, parts: Sequence[Part]) -> None:
+        """Make all patches of the files that ``parts`` name."""
+        files = {part.file.sha256: part.file for part in parts if isinstance(part, Cluster)}
+        missing: dict[bytes, Future[list[patches.Made]]] = {}
+        for digest, file in files.items():
+            kept = patches.load(self._tools.store, self._key(file))
+            if kept is not None:
+                self._take(file, kept)
+            else:
+                missing[digest] = self._start(file)
+        waiting = {future: digest for digest, future in missing.items()}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            file = files[waiting[future]]
+            made = future.result()
+            patches.keep(self._tools.store, self._key(file), made)
+            self._take(file, made)
+            self._report(f"patches: {done} of {len(missing)} made ({file.paths[0]})")
+
+    def _key(self, file: File) -> str:
+        old = self._counterparts.get(file.sha256)
+        return patches.key(old.sha256 if old else None, file.sha256)
+
+    def _start(self, file: File) -> Future[list[patches.Made]]:
+        old = self._counterparts.get(file.sha256)
+        before = self.old.plain(old.extents) if self.old and old else b""
+        sizes = [extent.plain for extent in file.extents]
+        return self._pool.submit(patches.make, before, self.new.plain(file.extents), sizes)
+
+    def _take(self, file: File, made: Sequence[patches.Made]) -> None:
+        index = 0
+        for part in made:
+            self._made[file.sha256, index] = part
+            index += part.extents
+
+    def find(self, file: File, index: int) -> tuple[patches.Made, Source | None]:
+        """Return the patch that gives ``file`` from extent ``index`` on, and its source."""
+        old = self._counterparts.get(file.sha256)
+        source = Source(Image.OLD_USR, old.extents) if old else None
+        made = self._made.get((file.sha256, index))
+        if made is None:
+            # The rest of a file whose group has ended.
+            before = self.old.plain(old.extents) if self.old and old else b""
+            extent = file.extents[index]
+            (made,) = patches.make(before, self.new.plain([extent]), [extent.plain])
+        return made, source
+
+
+def _meta_source(old: Usr) -> Source:
+    """Return what is not data in the old image, as one source."""
+    extents: list[Extent] = []
+    logical = 0
+    for region in old.regions():
+        if region.file is not None and not region.inline:
+            continue
+        size = region.end - region.start
+        if extents and extents[-1].physical + extents[-1].stored == region.start:
+            last = extents.pop()
+            logical -= last.stored
+            size += last.stored
+            region = Region(last.physical, region.end)
+        extents.append(Extent(logical, size, region.start, size, "raw"))
+        logical += size
+    return Source(Image.OLD_USR, tuple(extents))
+
+
+def _with_meta(parts: Sequence[Part], source: _Patches) -> Iterator[Group]:
+    """Yield the groups of /usr, each with the patch of its metadata."""
+    for group in group_up(parts, source.new, source.find):
+        if group.meta:
+            (made,) = patches.make(source.old_meta_bytes, bytes(group.meta), [len(group.meta)])
+            group.add(META, source.old_meta, made)
+        yield group
+
+
+def _pack_all(
+    groups: Iterator[Group],
+    encoding: Encoding,
+    pool: ProcessPoolExecutor,
+    body: BinaryIO,
+    report: Report,
+    fast: bool,
+) -> list[form.GroupEntry]:
+    waiting = [(group.length, pool.submit(pack_group, group, encoding, fast)) for group in groups]
+    entries = []
+    for number, (length, future) in enumerate(waiting, start=1):
+        entries.append(_written(body, length, future.result()))
+        report(f"packed: {number} of {len(waiting)} groups")
+    return entries
+
+
+def _written(body: BinaryIO, length: int, blob: bytes) -> form.GroupEntry:
+    if len(blob) > form.MAX_BLOB:
+        raise UserError(f"a group of {len(blob)} bytes is too large; this is a fault in proa")
+    body.write(blob)
+    return form.GroupEntry(length, len(blob), hashlib.sha256(blob).digest())
+
+
+def _head(
+    old: Release | None,
+    new: Release,
+    tools: Tools,
+    encoding: Encoding,
+    usr: Sequence[form.GroupEntry],
+    uki: Sequence[form.GroupEntry],
+    old_usr: Usr | None,
+) -> form.Head:
+    files = new.manifest.files
+    with new.usr.open("rb") as image:
+        windows = tuple(
+            hashlib.sha256(window).digest()[: form.WINDOW_HASH]
+            for window in iter(lambda: image.read(form.WINDOW), b"")
+        )
+    with (new.directory / manifest.USR_VERITY).open("rb") as file:
+        salt, uuid, _ = verity.read_superblock(file.read(512))
+    return form.Head(
+        encoder=tools.encoder if encoding.algorithm == "zstd" else "",
+        source=bytes.fromhex(old.manifest.root_hash) if old else b"",
+        source_size=len(old_usr.data) if old_usr else 0,
+        usr=form.Built(
+            files[manifest.USR].size,
+            bytes.fromhex(files[manifest.USR].sha256),
+            tuple(usr),
+            windows,
+        ),
+        verity=form.Verity(
+            files[manifest.USR_VERITY].size,
+            bytes.fromhex(files[manifest.USR_VERITY].sha256),
+            salt,
+            uuid.bytes,
+        ),
+        uki=form.Built(
+            files[manifest.UKI].size, bytes.fromhex(files[manifest.UKI].sha256), tuple(uki)
+        ),
     )
-    lanes = [[pack.pack(bytes(stream), fast=fast) for stream in lane] for lane in group.streams]
-    return form.dump_blob(pack.pack(form.dump_plan(plan), fast=False), lanes)
+
+
+def _check(
+    old: Release | None, new: Release, head: form.Head, body: BinaryIO, tools: Tools
+) -> None:
+    """Take the payload apart as a machine does, and raise unless the release comes out."""
+    with contextlib.ExitStack() as stack:
+        files = {Image.NEW_USR: stack.enter_context(new.usr.open("rb"))}
+        if old:
+            files[Image.OLD_USR] = stack.enter_context(old.usr.open("rb"))
+            files[Image.OLD_UKI] = stack.enter_context(old.uki.open("rb"))
+        for name, built in ((manifest.USR, head.usr), (manifest.UKI, head.uki)):
+            made = apply(built, body, files, tools.codec())
+            if made != built.sha256:
+                raise UserError(
+                    f"the payload does not give {name} of {new.manifest.version}",
+                    hint="this is a fault in proa; nothing was written",
+                )
+
+
+def apply(
+    built: form.Built,
+    body: BinaryIO,
+    files: Mapping[Image, BinaryIO],
+    codec: Codec,
+    write: Callable[[bytes], object] = len,
+) -> bytes:
+    """Take an output out of its groups, from ``body`` on; return the sha256 of what came out."""
+
+    def read(image: Image, offset: int, size: int) -> bytes:
+        return os.pread(files[image].fileno(), size, offset)
+
+    digest = hashlib.sha256()
+    for group in built.groups:
+        for piece in unpack(body.read(group.size), Workshop(read, codec, tempfile.TemporaryFile)):
+            digest.update(piece)
+            write(piece)
+    return digest.digest()

@@ -104,7 +104,13 @@ class Zstd:
         self, level: int, window_log: int = 0, *, long: bool = False, checksum: bool = False
     ) -> Compressor:
         """Return a compressor of these parameters; window_log 0 is the level's own."""
-        return Compressor(self._library, level, window_log, long, checksum)
+        wanted = (
+            (_C_LEVEL, level),
+            (_C_WINDOW_LOG, window_log),
+            (_C_LONG, int(long)),
+            (_C_CHECKSUM, int(checksum)),
+        )
+        return Compressor(self._library, [pair for pair in wanted if pair[1]])
 
     def decompressor(self, max_window_log: int = 27) -> Decompressor:
         """Return a decompressor that refuses a window of more than 2**max_window_log bytes."""
@@ -128,6 +134,14 @@ class Zstd:
         with contextlib.closing(
             self.compressor(level, window_log, long=long, checksum=checksum)
         ) as compressor:
+            yield from compressor.stream(chunks, size)
+
+    def encode_with(
+        self, chunks: Iterable[bytes], parameters: Iterable[tuple[int, int]], size: int
+    ) -> Iterator[bytes]:
+        """Like :meth:`encode_frame`, with any parameters: pairs of a number of enum
+        ZSTD_cParameter and a value."""
+        with contextlib.closing(Compressor(self._library, parameters)) as compressor:
             yield from compressor.stream(chunks, size)
 
     def decode_frame(self, chunks: Iterable[bytes], max_window_log: int = 23) -> Iterator[bytes]:
@@ -206,18 +220,11 @@ class _Context:
 class Compressor(_Context):
     """A compression context; for one thread at a time."""
 
-    def __init__(
-        self, library: Any, level: int, window_log: int, long: bool, checksum: bool
-    ) -> None:
+    def __init__(self, library: Any, parameters: Iterable[tuple[int, int]]) -> None:
+        """``parameters`` are pairs of a number of enum ZSTD_cParameter and a value."""
         super().__init__(library, "CCtx")
-        for parameter, value in (
-            (_C_LEVEL, level),
-            (_C_WINDOW_LOG, window_log),
-            (_C_LONG, int(long)),
-            (_C_CHECKSUM, int(checksum)),
-        ):
-            if value:
-                self._check(library.ZSTD_CCtx_setParameter(self._context, parameter, value))
+        for parameter, value in parameters:
+            self._check(library.ZSTD_CCtx_setParameter(self._context, parameter, value))
 
     def encode(self, plain: bytes, room: int) -> bytes | None:
         """Return ``plain`` as one frame of at most ``room`` bytes, or None if it needs more."""

@@ -238,7 +238,7 @@ class Image:
         """Return what a symlink points to."""
         if not stat.S_ISLNK(inode.mode) or inode.size > MAX_PATH:
             raise ErofsError(f"inode {inode.nid}: not a symlink")
-        data = PlainFile(self, self.extents(inode), codec).read(0, inode.size)
+        data = PlainFile(self._read, self.extents(inode), codec).read(0, inode.size)
         return data.decode("utf-8", "surrogateescape")
 
     def stored(self, extent: Extent) -> bytes:
@@ -371,9 +371,9 @@ class PlainFile:
     """
 
     def __init__(
-        self, image: Image, extents: Sequence[Extent], codec: Codec, cache: int = 4 << 20
+        self, read: Read, extents: Sequence[Extent], codec: Codec, cache: int = 4 << 20
     ) -> None:
-        self._image = image
+        self._read = read
         self._extents = extents
         self._codec = codec
         self._starts = [extent.logical for extent in extents]
@@ -401,16 +401,15 @@ class PlainFile:
     def _part(self, index: int, start: int, size: int) -> bytes:
         extent = self._extents[index]
         if extent.algorithm == "raw":
-            return self._image._read(extent.physical + start, size)
+            return self._exactly(extent.physical + start, size)
         data = self._cache.get(index)
         if data is None:
             # Room first: the new one and the old ones are never held together.
             while self._cache and self._held + extent.plain > self._room:
                 self._held -= len(self._cache.popitem(last=False)[1])
             try:
-                data = self._codec.decode(
-                    extent.algorithm, self._image.stored(extent), extent.plain
-                )
+                stored = self._exactly(extent.physical, extent.stored)
+                data = self._codec.decode(extent.algorithm, stored, extent.plain)
             except CodecError as error:
                 raise ErofsError(f"the cluster at {extent.physical}: {error}") from None
             self._cache[index] = data
@@ -418,6 +417,12 @@ class PlainFile:
         else:
             self._cache.move_to_end(index)
         return data if size == len(data) else data[start : start + size]
+
+    def _exactly(self, offset: int, size: int) -> bytes:
+        data = self._read(offset, size)
+        if len(data) != size:
+            raise ErofsError(f"the image ends before {offset + size}")
+        return data
 
 
 # --- Directory blocks ---------------------------------------------------------------------------

@@ -357,7 +357,6 @@ def dump_blob(
     out.number(len(lanes))
     sections = [plan, *(section for lane in lanes for section in lane)]
     for section, data in sections:
-        assert section.stored == len(data)
         out.number(section.packing)
         out.number(section.stored)
         out.number(section.plain)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from proa.wire import patch
 from proa.wire.bytecode import PayloadError
@@ -27,7 +27,6 @@ from proa.wire.payload import (
     Inner,
     Item,
     Packing,
-    Patch,
     Plain,
     Plan,
     Section,
@@ -37,6 +36,9 @@ from proa.wire.payload import (
     load_blob,
     load_plan,
 )
+
+# The largest window that a section or an old frame may ask for: 8 MiB.
+_MAX_WINDOW_LOG = 23
 
 PIECE = 1 << 18  # bytes of a long run that are held at once
 
@@ -75,9 +77,7 @@ def unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
     for number in reversed(range(len(plan.lanes))):
         streams: list[_Section] = []
         for section in reversed(blob.lanes[number]):
-            streams.insert(
-                0, _Section(section, content[end - section.stored : end], shop.codec)
-            )
+            streams.insert(0, _Section(section, content[end - section.stored : end], shop.codec))
             end -= section.stored
         lanes[number] = _Lane(plan.lanes[number], streams, plan, lanes.copy(), shop)
     takers: dict[int, _Lane | _Aside] = dict(lanes)
@@ -185,9 +185,7 @@ def _made(
             opened, old = item.source, _nothing
             if item.source:
                 old = _open(plan.sources[item.source - 1], shop)
-        yield from patch.apply(
-            control.read(item.control), diff.read, extra.read, old, item.size
-        )
+        yield from patch.apply(control.read(item.control), diff.read, extra.read, old, item.size)
 
 
 def _nothing(offset: int, size: int) -> bytes:
@@ -199,23 +197,22 @@ def _open(source: Source, shop: Workshop) -> ReadOld:
         return shop.read(source.image, offset, size)
 
     file = PlainFile(read, source.extents, shop.codec)
-    if source.inner is None:
-        return file.read, file.size
-    return _inner(file.read, source.inner, shop), source.inner.plain
+    return file.read if source.inner is None else _inner(file.read, source.inner, shop)
 
 
 def _inner(read: ReadOld, inner: Inner, shop: Workshop) -> ReadOld:
     """Unpack a frame within an old file to disk, where it can be read at any place."""
     scratch = shop.scratch()
-    decoder = shop.codec.decoder()
+    stored = (
+        read(inner.offset + start, min(PIECE, inner.stored - start))
+        for start in range(0, inner.stored, PIECE)
+    )
     total = 0
-    for start in range(0, inner.stored, PIECE):
-        data = read(inner.offset + start, min(PIECE, inner.stored - start))
-        for piece in decoder.feed(data):
-            total += len(piece)
-            if total > inner.plain:
-                raise PayloadError("an old frame holds more than it should")
-            scratch.write(piece)
+    for piece in shop.codec.zstd.decode_frame(stored, _MAX_WINDOW_LOG):
+        total += len(piece)
+        if total > inner.plain:
+            raise PayloadError("an old frame holds more than it should")
+        scratch.write(piece)
     if total != inner.plain:
         raise PayloadError("an old frame holds less than it should")
     scratch.flush()
@@ -229,15 +226,11 @@ def _inner(read: ReadOld, inner: Inner, shop: Workshop) -> ReadOld:
 
 def _frame(frame: Frame, lane: _Lane, shop: Workshop) -> Iterator[bytes]:
     total = 0
-    for piece in shop.codec.encode_frame(lane.take(frame.plain), frame.plain, frame.parameters):
+    for piece in shop.codec.zstd.encode_with(lane.take(frame.plain), frame.parameters, frame.plain):
         total += len(piece)
         yield piece
     if total != frame.stored:
         raise PayloadError(f"a frame has {total} bytes instead of {frame.stored}")
-
-
-class _Feed(Protocol):
-    def feed(self, data: bytes) -> Iterator[bytes]: ...
 
 
 class _Section:
@@ -279,9 +272,7 @@ def _unpacked(section: Section, data: memoryview, codec: Codec) -> Iterator[byte
             for start in range(0, len(data), PIECE):
                 yield bytes(data[start : start + PIECE])
         case Packing.ZSTD:
-            decoder = codec.decoder()
-            for start in range(0, len(data), PIECE):
-                yield from decoder.feed(bytes(data[start : start + PIECE]))
+            yield from codec.zstd.decode_frame([bytes(data)], _MAX_WINDOW_LOG)
         case Packing.LZMA:
             yield from _lzma(section, bytes(data))
 
@@ -302,9 +293,8 @@ def _lzma(section: Section, data: bytes) -> Iterator[bytes]:
     ]
     try:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-        piece = decoder.decompress(data, PIECE)
-        while piece or not (decoder.eof or decoder.needs_input):
-            yield piece
-            piece = decoder.decompress(b"", PIECE)
+        yield decoder.decompress(data, PIECE)
+        while not decoder.eof and not decoder.needs_input:
+            yield decoder.decompress(b"", PIECE)
     except (lzma.LZMAError, ValueError) as error:
         raise PayloadError(f"a section cannot be unpacked: {error}") from None
