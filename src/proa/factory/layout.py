@@ -138,7 +138,7 @@ def _made(
     ):
         return [literal]
     if file.sha256 not in followed:
-        followed[file.sha256] = _in_order(file) and _encodes(file, new, encoding)
+        followed[file.sha256] = _encodes(file, new, encoding)
     if not followed[file.sha256]:
         return [literal]
     return [Cluster(file, file.extents.index(extent), extent.physical - region.start)]
@@ -153,11 +153,6 @@ def _append(parts: list[Part], part: Part) -> None:
             parts[-1] = Literal(start, stop)
         case _:
             parts.append(part)
-
-
-def _in_order(file: File) -> bool:
-    places = [extent.physical for extent in file.extents]
-    return places == sorted(places)
 
 
 def _encodes(file: File, new: Usr, encoding: Encoding) -> bool:
@@ -219,15 +214,40 @@ class Group:
             stream += data
         self.weight += made.weight
 
-    def put_rest_aside(self) -> None:
-        """Make way for the next file: what of the present one comes later is put aside."""
+    def has(self, file: File, index: int) -> bool:
+        """Whether an extent of a file can be taken."""
+        in_lane = self.file is file and self.next <= index < self.end
+        return in_lane or (file.sha256, index) in self.held
+
+    def begin(self, file: File, first: int, made: patches.Made, source: Source | None) -> None:
+        """Put the patch that gives ``file`` from extent ``first`` on into the lane of files."""
+        self.put_aside(self.end)
+        self.add(FILES, source, made)
+        self.file, self.next, self.end = file, first, first + made.extents
+
+    def take(self, file: File, index: int) -> None:
+        """Lay out an extent of a file."""
+        extent = file.extents[index]
+        held = self.held.get((file.sha256, index))
+        if held is None:
+            self.put_aside(index)
+            self.next = index + 1
+        else:
+            held.taken = len(self.steps)
+        if extent.algorithm == "raw":
+            self.steps.append(Plain(FILES, extent.plain))
+        else:
+            self.steps.append(Encode(FILES, extent.algorithm, extent.plain, extent.stored))
+
+    def put_aside(self, end: int) -> None:
+        """Put aside what comes later in the output: the lane's extents before number ``end``."""
         if self.file is None:
             return
-        for index in range(self.next, self.end):
+        for index in range(self.next, end):
             extent = self.file.extents[index]
             self.held[self.file.sha256, index] = _Held(len(self.steps), extent.plain)
             self.steps.append(Hold(FILES, extent.plain))
-        self.file = None
+        self.next = max(self.next, end)
 
     def finished_steps(self) -> tuple[Step, ...]:
         """Return the steps; what was put aside for nothing is dropped, the rest is numbered."""
@@ -248,11 +268,12 @@ class Group:
 def group_up(
     parts: Sequence[Part],
     new: Usr,
-    patch_for: Callable[[File, int], tuple[patches.Made, Source | None]],
+    patch_for: Callable[[File, int], tuple[int, patches.Made, Source | None]],
 ) -> Iterator[Group]:
     """Yield the groups that lay out ``parts``.
 
-    ``patch_for`` gives the patch that makes a file from a given extent on, and its source.
+    ``patch_for`` gives a patch that makes a given extent of a file and perhaps others: the first
+    extent that it makes, the patch, and its source.
     """
     group = Group()
     for part in parts:
@@ -271,34 +292,21 @@ def group_up(
                 group.steps.append(Plain(META, end - start))
                 group.length += end - start
             case Cluster(file, index, padding):
-                held = group.held.get((file.sha256, index))
-                is_next = group.file is file and group.next == index < group.end
-                if not held and not is_next:
+                if not group.has(file, index):
                     if group.weight + len(group.meta) // 3 > GROUP:
                         yield group
                         group = Group()
-                    group.put_rest_aside()
-                    made, source = patch_for(file, index)
-                    group.add(FILES, source, made)
-                    group.file, group.next, group.end = file, index, index + made.extents
+                    group.begin(file, *patch_for(file, index))
                 if padding:
                     group.steps.append(Zero(padding))
-                if held:
-                    held.taken = len(group.steps)
-                else:
-                    group.next += 1
-                extent = part.extent
-                if extent.algorithm == "raw":
-                    group.steps.append(Plain(FILES, extent.plain))
-                else:
-                    group.steps.append(Encode(FILES, extent.algorithm, extent.plain, extent.stored))
-                group.length += padding + extent.stored
+                group.take(file, index)
+                group.length += padding + part.extent.stored
     yield group
 
 
 def pack_group(group: Group, encoding: Encoding, fast: bool) -> bytes:
     """Return a group's blob."""
-    group.put_rest_aside()
+    group.put_aside(group.end)
     plan = Plan(
         tuple(group.sources),
         tuple(map(tuple, group.lanes)),

@@ -33,6 +33,9 @@ from proa.wire.unpack import Workshop, unpack
 
 Report = Callable[[str], None]
 
+# Bytes of a file that are put aside at most for a piece of it that comes first.
+_MOST_ASIDE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Release:
@@ -178,17 +181,22 @@ class _Patches:
             self._made[file.sha256, index] = part
             index += part.extents
 
-    def find(self, file: File, index: int) -> tuple[patches.Made, Source | None]:
-        """Return the patch that gives ``file`` from extent ``index`` on, and its source."""
+    def find(self, file: File, index: int) -> tuple[int, patches.Made, Source | None]:
+        """Return a patch that gives extent ``index`` of ``file``: from which extent on it gives
+        the file, the patch itself, and what it is made from. Each is given once."""
         old = self._counterparts.get(file.sha256)
         source = Source(Image.OLD_USR, old.extents) if old else None
-        made = self._made.get((file.sha256, index))
-        if made is None:
-            # The rest of a file whose group has ended.
-            before = self.old.plain(old.extents) if self.old and old else b""
-            extent = file.extents[index]
-            (made,) = patches.make(before, self.new.plain([extent]), [extent.plain])
-        return made, source
+        for (digest, first), made in self._made.items():
+            if digest == file.sha256 and first <= index < first + made.extents:
+                before = sum(extent.plain for extent in file.extents[first:index])
+                if before <= _MOST_ASIDE:
+                    del self._made[digest, first]
+                    return first, made, source
+        # The rest of a file whose group has ended, or a tail that lies before a large file.
+        before_bytes = self.old.plain(old.extents) if self.old and old else b""
+        extent = file.extents[index]
+        (made,) = patches.make(before_bytes, self.new.plain([extent]), [extent.plain])
+        return index, made, source
 
 
 def _meta_source(old: Usr) -> Source:
