@@ -84,22 +84,26 @@ def download(
     size: int,
     patience: Patience,
     pause: Callable[[float], None] = time.sleep,
+    *,
+    end: int | None = None,
 ) -> Iterator[bytes]:
-    """Yield the bytes of ``url`` from ``start`` to ``size`` (its whole length), retrying.
+    """Yield the bytes of ``url`` from ``start`` to ``end`` (or all), retrying.
 
-    After an interruption it goes on where it stopped. Raises :class:`FetchError` when too many
-    tries in a row brought nothing, and :class:`WrongSize` where the file is not ``size`` long.
+    ``size`` is the length of the whole file. After an interruption it goes on where it stopped.
+    Raises :class:`FetchError` when too many tries in a row brought nothing, and :class:`WrongSize`
+    where the file is not ``size`` long.
     """
+    end = size if end is None else end
     empty_tries = 0
-    while start < size:
+    while start < end:
         try:
-            for chunk in _range(url, start, size, patience):
+            for chunk in _range(url, start, end, size, patience):
                 start += len(chunk)
                 empty_tries = 0
                 yield chunk
-            if start >= size:
+            if start >= end:
                 return
-            failure = FetchError(f"{url}: the transfer ended {size - start} bytes early")
+            failure = FetchError(f"{url}: the transfer ended {end - start} bytes early")
         except FetchError as error:
             if not error.temporary:
                 raise
@@ -110,9 +114,12 @@ def download(
         pause(min(patience.pause * 2 ** (empty_tries - 1), patience.longest_pause))
 
 
-def _range(url: str, start: int, size: int, patience: Patience) -> Iterator[bytes]:
-    """Yield what one request brings, from ``start`` on and never beyond ``size``."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
+def _range(url: str, start: int, end: int, size: int, patience: Patience) -> Iterator[bytes]:
+    """Yield what one request brings, from ``start`` on and never beyond ``end``."""
+    if end < size:
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+    else:
+        headers = {"Range": f"bytes={start}-"} if start else {}
     with _open(_request(url, headers=headers), patience) as response:
         skip = 0
         if response.status == 206:
@@ -130,11 +137,15 @@ def _range(url: str, start: int, size: int, patience: Patience) -> Iterator[byte
         for chunk in _chunks(response, url, patience):
             wanted = chunk[skip:]
             skip -= len(chunk) - len(wanted)
-            if len(wanted) > size - start:
+            if end == size and len(wanted) > size - start:
                 raise WrongSize(f"{url} is longer than the {size} bytes signed", temporary=False)
+            # A server that does not know ranges goes on behind the end of ours.
+            wanted = wanted[: end - start]
             start += len(wanted)
             if wanted:
                 yield wanted
+            if start == end < size:
+                return
 
 
 def _request(
