@@ -350,6 +350,9 @@ def _regions(
             if not relocatable:
                 first, last = low, high
             scan = _scan_x86(bias, first, last)
+            if section.name == b".plt":
+                table = next((s.address for s in sections if s.name == b".rela.plt"), 0)
+                scan = _scan_plt(scan, section.offset, table)
         elif section.flags & _SHF_ALLOC and not relocatable:
             if section.flags & _SHF_WRITE or kind != _ET_DYN:
                 scan = _scan_pointers(section.offset, low, high)
@@ -481,6 +484,21 @@ def _scan_symbols(
                     if length:
                         yield at + 16, QUAD, address + length, address
             at += 24
+
+    return scan
+
+
+def _scan_plt(code: Scanner, first: int, relocations: int) -> Scanner:
+    """Entries of 16 bytes: jmp *slot(%rip); push $number; jmp first entry."""
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        yield from code(piece, start, low, high)
+        at, count = _records(start, low, high, first, 16)
+        for entry in range(at, at + count, 16):
+            if piece[entry + 6] == 0x68:
+                (number,) = _I32.unpack_from(piece, entry + 7)
+                if number >= 0:
+                    yield entry + 7, INDEX, relocations + 24 * number, relocations
 
     return scan
 
