@@ -195,10 +195,10 @@ def _content_labels(data: bytes, layout: wire.Layout, fields: _Fields) -> bytes:
     indirect = np.isin(fields.form, (wire.INDEX, wire.SECTION)) & (offsets >= 0)
     named = np.where(indirect, names[offsets], -1)
     offsets = np.where(named >= 0, named, offsets)
-    labels = np.zeros(len(offsets), np.uint64)
+    hashes = np.zeros(len(offsets), np.uint64)
     for byte in range(-8, 12):
-        labels = labels * np.uint64(0x9E3779B97F4A7C15) + blank[offsets + 16 + byte] + np.uint64(1)
-    labels = np.where(offsets >= 0, labels >> np.uint64(32), 0).astype(np.int64)
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + blank[offsets + 16 + byte] + np.uint64(1)
+    labels = np.where(offsets >= 0, hashes >> np.uint64(32), np.uint64(0)).astype(np.int64)
     if layout.segments.loads:
         labels = _relocated_labels(fields, labels)
     _write(shadow, fields, labels)

@@ -15,6 +15,7 @@ checks the hash), never in another exception, an endless loop or memory beyond t
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from array import array
@@ -107,7 +108,7 @@ class Segments:
         for start, size, _ in self.loads:
             edges.update(edge for edge in (start, start + size) if offset < edge < end)
         ordered = sorted(edges)
-        for start, stop in zip(ordered, ordered[1:], strict=False):
+        for start, stop in itertools.pairwise(ordered):
             yield start, stop, self.bias(start)
 
 
@@ -353,9 +354,12 @@ def _regions(
             if section.name == b".plt":
                 table = next((s.address for s in sections if s.name == b".rela.plt"), 0)
                 scan = _scan_plt(scan, section.offset, table)
-        elif section.flags & _SHF_ALLOC and not relocatable:
-            if section.flags & _SHF_WRITE or kind != _ET_DYN:
-                scan = _scan_pointers(section.offset, low, high)
+        elif (
+            not relocatable
+            and section.flags & _SHF_ALLOC
+            and (section.flags & _SHF_WRITE or kind != _ET_DYN)
+        ):
+            scan = _scan_pointers(section.offset, low, high)
         if scan is not None:
             yield Region(section.offset, section.end, scan)
 
@@ -723,9 +727,7 @@ def _apply(control: Control, diff: Stream, extra: Stream, old: Reader) -> Iterat
         shift = 0
         for done in range(0, length, PIECE):
             at = start + done
-            piece: bytes | bytearray = _read(
-                old, at, min(PIECE, length - done), control.old_size
-            )
+            piece: bytes | bytearray = _read(old, at, min(PIECE, length - done), control.old_size)
             if layout is not None:
                 place = to + done
                 shift = place + control.segments.bias(place) - at - layout.segments.bias(at)
