@@ -121,6 +121,13 @@ NAMES = {
 }
 
 
+_OLD_NAMES = {
+    Image.OLD_USR: "the source's usr.erofs",
+    Image.NEW_USR: "the new usr.erofs",
+    Image.OLD_UKI: "the source's proa.efi",
+}
+
+
 def outputs(head: Head) -> tuple[tuple[form.Output, form.Built], ...]:
     """Return the outputs that groups make, in the order in which their blobs lie in the file."""
     return (form.Output.USR, head.usr), (form.Output.UKI, head.uki)
@@ -258,6 +265,8 @@ def make_output(
     """Take an output out of its groups, from ``body`` on; return the sha256 of what came out."""
 
     def read(image: Image, offset: int, size: int) -> bytes:
+        if image not in files:
+            raise PayloadError(f"it takes bytes from {_OLD_NAMES[image]}, which was not given")
         return os.pread(files[image].fileno(), size, offset)
 
     digest = hashlib.sha256()

@@ -27,13 +27,10 @@ def missing(version: Version, listed: Sequence[Listed], deltas: int, full: bool)
     """
     older = [v.version for v in listed if not v.withdrawn and parse(v.version) < version]
     older.sort(key=parse, reverse=True)
-    there = {
-        payload.origin if payload.source else FULL
-        for found in listed
-        if found.version == str(version)
-        for payload in found.payloads
-    }
-    return [name for name in ([FULL] if full else []) + older[:deltas] if name not in there]
+    payloads = [p for found in listed if found.version == str(version) for p in found.payloads]
+    origins = {payload.origin for payload in payloads if payload.source}
+    wanted = [name for name in older[:deltas] if name not in origins]
+    return wanted if not full or any(not p.source for p in payloads) else [FULL, *wanted]
 
 
 def tools(release: Release, store: Path, cache: Path) -> payload.Tools:
