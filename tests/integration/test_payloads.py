@@ -172,11 +172,12 @@ def test_a_damaged_payload_is_refused(site: Site, tmp_path: Path) -> None:
     ):
         file = tmp_path / "damaged"
         file.write_bytes(damaged)
-        for action in (
+        actions: tuple[list[str | Path], ...] = (
             ["apply", file, "--source", site.old, "--out", tmp_path / "out"],
             ["verify", file, "--old", site.old, "--new", site.new],
             ["show", file],
-        ):
+        )
+        for action in actions:
             status, _, said = site.run("payload", *action)
             assert (status, words in said) == (9, True), said
     status, _, said = site.run("payload", "show", tmp_path / "nothing")
@@ -201,11 +202,12 @@ def test_an_altered_release_is_no_ground_for_a_payload(site: Site, tmp_path: Pat
 
 def test_wrong_usage_is_told(site: Site, tmp_path: Path) -> None:
     out = tmp_path / "payload"
-    for arguments in (
+    wrong: tuple[list[str | Path], ...] = (
         ["make", site.new, "--out", out],
         ["make", "--full", site.old, site.new, "--out", out],
         ["make", site.old, site.new],
         ["apply", out],
-    ):
+    )
+    for arguments in wrong:
         assert site.run("payload", *arguments)[0] == 2
     assert site.run("publish", site.new, "--deltas", "-1")[0] == 2
