@@ -217,6 +217,7 @@ def _take_stock(
         files=files,
         packages=tuple(d.package for d in details),
         inputs=_inputs(plan),
+        channels=plan.recipe.channels,
     )
     (out / manifest.MANIFEST).write_bytes(manifest.dump(release))
 
