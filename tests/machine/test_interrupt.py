@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -20,12 +21,12 @@ pytestmark = pytest.mark.machine
 
 CHECKOUT = Path(proa.__file__).parents[2]
 
-# What is in the build's scratch directory once the step is going on.
+# The program that runs while the step is going on.
 STEPS = {
-    "installing the SDK": "tree/usr/bin/dpkg",
-    "installing the packages": "sources.list",
-    "unpacking the packages": "tree/usr/bin",
-    "compressing /usr": "release/usr.erofs",
+    "installing the SDK": "dpkg",
+    "installing the packages": "dpkg",
+    "unpacking the packages": "tar",
+    "compressing /usr": "mkfs.erofs",
 }
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -73,7 +74,7 @@ def test_an_interrupted_up_leaves_nothing(step: str, caches: Path, tmp_path: Pat
         start_new_session=True,
     )
     try:
-        wait_for(lambda: any(caches.glob(f"work-*/{STEPS[step]}")), up, 300)
+        wait_for(lambda: STEPS[step] in programs(up.pid), up, 300)
         # As a terminal does it: to all of them at once.
         os.killpg(up.pid, signal.SIGINT)
         said, _ = up.communicate(timeout=60)
@@ -95,7 +96,19 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[str], seconds:
     while not there():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.1)
+
+
+def programs(session: int) -> set[str]:
+    """Return the names of the programs that run in a session, whatever their namespaces."""
+    names = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # proc_pid_stat(5): pid (name) state parent group session
+            head, _, tail = stat.read_text().rpartition(")")
+            if int(tail.split()[3]) == session:
+                names.add(head.partition("(")[2])
+    return names
 
 
 def children() -> set[int]:
