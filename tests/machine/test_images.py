@@ -86,7 +86,7 @@ def test_every_entry_is_as_in_the_tree(packed: Packed) -> None:
         if entry.is_symlink:
             assert packed.image.target(inode, packed.codec) == str(path.readlink())
         elif entry.is_file:
-            plain = PlainFile(packed.image, packed.image.extents(inode), packed.codec)
+            plain = PlainFile(packed.image._read, packed.image.extents(inode), packed.codec)
             assert plain.size == info.st_size
             with path.open("rb") as file:
                 for offset in range(0, info.st_size, 1 << 20):
@@ -104,7 +104,7 @@ def test_every_cluster_comes_out_as_mkfs_made_it(packed: Packed) -> None:
             continue
         done.add(inode.nid)
         extents = packed.image.extents(inode)
-        plain = PlainFile(packed.image, extents, packed.codec)
+        plain = PlainFile(packed.image._read, extents, packed.codec)
         for extent in extents:
             if extent.algorithm == "raw":
                 continue

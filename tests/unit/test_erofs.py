@@ -39,7 +39,7 @@ def test_the_tree_is_the_one_that_was_packed(name: str, codec: Codec) -> None:
     files = {entry.path: entry for entry in entries if entry.is_file}
     assert {*files} == {*samples.FILES, samples.HARD_LINK[0]}
     for path, entry in files.items():
-        plain = PlainFile(image, image.extents(entry.inode), codec)
+        plain = PlainFile(image._read, image.extents(entry.inode), codec)
         assert plain.size == entry.inode.size
         assert plain.read(0, plain.size + 1) == content(path)
     links = {e.path: image.target(e.inode, codec) for e in entries if e.is_symlink}
@@ -101,7 +101,7 @@ def test_a_plain_file_is_read_anywhere_in_any_size(codec: Codec) -> None:
     @settings(max_examples=200)
     def check(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(["mixed", "hex", "lines", "tiny", "empty"]))
-        plain = PlainFile(image, of[path], codec, cache=data.draw(st.sampled_from([0, 1 << 20])))
+        plain = PlainFile(image._read, of[path], codec, cache=data.draw(st.sampled_from([0, 1 << 20])))
         for _ in range(3):
             offset = data.draw(st.integers(0, plain.size + 10))
             size = data.draw(st.integers(0, plain.size + 10))
@@ -121,8 +121,8 @@ def test_a_cluster_is_decoded_once_while_there_is_room(codec: Codec) -> None:
             return codec.decode("zstd", stored, plain)
 
     size = sum(extent.plain for extent in extents)
-    roomy = PlainFile(image, extents, Counting(), cache=size)
-    tight = PlainFile(image, extents, Counting(), cache=size - 1)
+    roomy = PlainFile(image._read, extents, Counting(), cache=size)
+    tight = PlainFile(image._read, extents, Counting(), cache=size - 1)
     for plain, times in ((roomy, len(extents)), (tight, 3 * len(extents))):
         decoded.clear()
         for _ in range(3):
@@ -208,7 +208,7 @@ def test_a_damaged_cluster_is_refused(codec: Codec) -> None:
     extents = next(image.extents(e.inode) for e in image.walk() if e.path == "hex")
     damaged = opened(altered("zstd", extents[0].physical + 4, b"\xff\xff\xff"))
     with pytest.raises(ErofsError, match="the cluster at"):
-        PlainFile(damaged, extents, codec).read(0, 10)
+        PlainFile(damaged._read, extents, codec).read(0, 10)
 
 
 def test_a_directory_that_holds_itself_is_refused() -> None:
@@ -271,7 +271,7 @@ class survey:
                 extents: tuple[Extent, ...] = ()
                 try:
                     extents = image.extents(entry.inode)
-                    plain = PlainFile(image, extents, codec)
+                    plain = PlainFile(image._read, extents, codec)
                     for offset in (0, plain.size // 2, plain.size - 10):
                         if offset >= 0:
                             plain.read(offset, 100)

@@ -176,7 +176,7 @@ def _apply(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from proa.cli import progress
-    from proa.factory import payload_file, repository, sdk
+    from proa.factory import cache, payload_file, repository
 
     opened = payload_file.open_payload(args.payload)
     with progress.step(f"Verifying {args.payload}") as step:
@@ -185,7 +185,7 @@ def _verify(args: argparse.Namespace) -> int:
         if args.old:
             repository.verify_release(args.old)
         payload_file.compare(opened, new)
-        with sdk.scratch(paths.cache_dir()) as out:
+        with cache.scratch(paths.cache_dir()) as out:
             _make_images(opened, args.old, None, args.old or args.new, out, step.report)
         step.text = f"{args.payload} gives {new.version}, byte for byte"
     if args.json:

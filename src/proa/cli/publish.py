@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; see its ``--help``."""
     from proa import paths
     from proa.cli import progress
-    from proa.factory import payload_set, repository, sdk
+    from proa.factory import cache, payload_set, repository
 
     lifetimes = repository.Lifetimes(
         args.expires_targets, args.expires_snapshot, args.expires_timestamp
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         done = publish(dry_run=True, report=step.report)
     wanted = [] if args.no_payloads else _wanted(args, done.version)
     if not args.dry_run:
-        with sdk.scratch(paths.cache_dir()) as scratch:
+        with cache.scratch(paths.cache_dir()) as scratch:
             payloads = []
             for origin in wanted:
                 with progress.step(_title(origin, done.version)) as step:
@@ -127,10 +127,14 @@ def run(args: argparse.Namespace) -> int:
         print(_plan(done, wanted), file=sys.stderr)
     if args.json:
         document = {"version": done.version, "new": done.new, "files": dict(done.files)}
-        document |= {"payloads": dict(done.payloads), "dry_run": args.dry_run}
+        document |= {"channels": list(done.channels), "payloads": dict(done.payloads)}
+        document |= {"dry_run": args.dry_run}
         if args.dry_run:
             document["to_make"] = [_title(origin, done.version) for origin in wanted]
         print(json.dumps(document, indent=1))
+    elif not args.dry_run:
+        for channel in done.channels or ("CHANNEL",):
+            print(f"  next: proa channel set {channel} {done.version}")
     return 0
 
 

@@ -86,12 +86,13 @@ class Published:
     """What :func:`publish` did. ``new`` is false if the same bytes were there already.
 
     ``files`` and ``payloads`` are names with their sizes in bytes, of payloads only those that were
-    not there already.
+    not there already. ``channels`` are those that the release is meant for; none named means any.
     """
 
     version: str
     files: Mapping[str, int]
     new: bool
+    channels: tuple[str, ...] = ()
     payloads: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -181,9 +182,8 @@ def publish(
         known = bool(old and f"{name}/{MANIFEST}" in old.targets)
         adding = [] if known else [_Adding(t, release / file) for file, t in found.items()]
         new_payloads = _new_payloads(offered, name, old, repository)
-        done = Published(
-            name, files, new=not known, payloads={a.name: a.target.length for a in new_payloads}
-        )
+        sizes = {a.name: a.target.length for a in new_payloads}
+        done = Published(name, files, not known, contents.channels, sizes)
         adding += new_payloads
         if not adding:
             return done

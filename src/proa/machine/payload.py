@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from proa.machine import fetch
-from proa.machine.errors import Code, MachineError
+from proa.machine.errors import Code
 from proa.machine.files import Target
 from proa.machine.system import System
 from proa.wire import payload as form
@@ -208,7 +208,8 @@ def workshop(system: System, places: Places, stack: contextlib.ExitStack) -> Wor
     def scratch() -> BinaryIO:
         try:
             system.state_dir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(tempfile.TemporaryFile(dir=system.state_dir))
+            file = tempfile.TemporaryFile(dir=system.state_dir)  # noqa: SIM115
+            stack.enter_context(file)
         except OSError as error:
             raise Unusable(f"{system.state_dir}: {error.strerror}", Code.NO_ROOM) from None
         return cast(BinaryIO, file)
