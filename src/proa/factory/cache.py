@@ -13,7 +13,7 @@ from pathlib import Path
 
 # How many entries of each kind stay, the last used first. A tour uses one package tree and seven
 # initrds; a package tree is about 700 MB, an initrd 12 MB.
-KEEP: Mapping[str, int] = {"snapshots": 2, "sdk": 2, "trees": 3, "initrds", "kernels": 20}
+KEEP: Mapping[str, int] = {"snapshots": 2, "sdk": 2, "trees": 3, "initrds": 20, "kernels": 5}
 
 # No build takes this long, so what was used since may be in use still; in seconds.
 IN_USE_FOR = 24 * 3600
