@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
 
+from proa.factory import frames
 from proa.wire import manifest, verity, version
+from proa.wire.codec import Zstd
 from proa.wire.manifest import File, Manifest
 from support.erofs_samples import DATA, text
 
@@ -76,11 +79,10 @@ def make_release(directory: Path, name: str) -> Path:
     tree = verity.Tree(_SALT)
     tree.update(usr)
     root_hash = tree.finish()
-    kernel = next(data for path, data in TREES[name].items() if path.endswith("vmlinuz"))
     contents = {
         manifest.USR: usr,
         manifest.USR_VERITY: b"".join(tree.device(uuid.UUID(int=1))),
-        manifest.UKI: b"MZ" + f"usrhash={root_hash}\n".encode() + kernel + _noise("initrd", 30_000),
+        manifest.UKI: _uki(TREES[name], root_hash),
     }
     for file, data in contents.items():
         (directory / file).write_bytes(data)
@@ -98,6 +100,38 @@ def make_release(directory: Path, name: str) -> Path:
     )
     (directory / manifest.MANIFEST).write_bytes(manifest.dump(content))
     return directory
+
+
+def _uki(files: dict[str, bytes], root_hash: str) -> bytes:
+    """Return a PE image of what counts: the command line, the kernel and the initrd."""
+    kernel = next(data for path, data in files.items() if path.endswith("vmlinuz"))
+    library = next(data for path, data in files.items() if "libthing" in path)
+    archive = _cpio({"init": _noise("init", 3000), "usr/lib/libthing.so.1": library})
+    initrd = b"".join(Zstd().encode_with([archive], frames.PARAMETERS, len(archive)))
+    sections = {".cmdline": f"usrhash={root_hash}".encode(), ".linux": kernel, ".initrd": initrd}
+    headers = bytearray(512)
+    headers[:2] = b"MZ"
+    struct.pack_into("<I", headers, 0x3C, 64)
+    struct.pack_into("<4s2xH12xH", headers, 64, b"PE\0\0", len(sections), 0)
+    body = b""
+    for number, (section, data) in enumerate(sections.items()):
+        at = 88 + 40 * number
+        sizes = (len(data), 0, len(data) + 100, 512 + len(body))
+        struct.pack_into("<8sIIII", headers, at, section.encode(), *sizes)
+        body += data + bytes(100)
+    return bytes(headers) + body
+
+
+def _cpio(files: dict[str, bytes]) -> bytes:
+    """Return what ``cpio -H newc`` writes, as far as sizes and places go."""
+    out = b""
+    for name, data in [*files.items(), ("TRAILER!!!", b"")]:
+        fields = [0] * 13
+        fields[6], fields[11] = len(data), len(name) + 1
+        header = b"070701" + b"".join(b"%08X" % field for field in fields)
+        out += (header + name.encode() + b"\0").ljust(-(-(111 + len(name)) // 4) * 4, b"\0")
+        out += data.ljust(-(-len(data) // 4) * 4, b"\0")
+    return out.ljust(512, b"\0")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from proa.factory import boot_payload, compare, frames, patch, patches, payload_file
+from proa.factory.boot_recipe import RecipeError
 from proa.factory.compare import File, Region, Usr
 from proa.factory.layout import META, Cluster, Group, Kernel, Part, group_up, lay_out, pack_group
 from proa.wire import bzimage, manifest, verity
@@ -111,9 +112,12 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
         with blobs.open("w+b") as body:
             usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
             report("describing the boot image")
-            boot = boot_payload.group(
-                old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
-            )
+            try:
+                boot = boot_payload.group(
+                    old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
+                )
+            except RecipeError as error:
+                raise UserError(f"the boot image of {new.directory}: {error}") from None
             uki = [_written(body, boot[0], boot[1])]
             head = _head(old, new, tools, encoding, usr, uki, old_usr)
             report("taking the payload apart again, to compare every byte")

@@ -271,9 +271,11 @@ def make_output(
 
     digest = hashlib.sha256()
     for group in built.groups:
-        for piece in unpack(body.read(group.size), Workshop(read, codec, tempfile.TemporaryFile)):
-            digest.update(piece)
-            write(piece)
+        with contextlib.ExitStack() as stack:
+            shop = Workshop(read, codec, lambda: stack.enter_context(tempfile.TemporaryFile()))
+            for piece in unpack(body.read(group.size), shop):
+                digest.update(piece)
+                write(piece)
     return digest.digest()
 
 
