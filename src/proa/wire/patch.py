@@ -379,6 +379,11 @@ def _regions(
             and (section.flags & _SHF_WRITE or kind != _ET_DYN)
         ):
             scan = _scan_pointers(section.offset, low, high)
+        elif kind == _ET_DYN and section.name.startswith(b".rodata"):
+            code = [s for s in loaded if s.flags & _SHF_EXECINSTR]
+            if code:
+                first, last = code[0].address, code[-1].address + code[-1].size
+                scan = _scan_jump_tables(section.offset, section.address, first, last)
         if scan is not None:
             yield Region(section.offset, section.end, scan)
 
@@ -518,7 +523,8 @@ def btf_region(data: bytes, offset: int, address: int, kernel_strings: int) -> R
 _X86 = re.compile(
     rb"[\xe8\xe9]|\x0f[\x80-\x8f]"
     rb"|(?:[\x01\x03\x09\x0b\x21\x23\x29\x2b\x31\x33\x38-\x3b\x63\x80\x81\x83-\x8d\xc6\xc7"
-    rb"\xf6\xf7\xff\x69\x6b\xd1\xd3]|\x0f[\x10-\x17\x28-\x2f\x40-\x7f\xa0-\xff])"
+    rb"\xf6\xf7\xff\x69\x6b\xd1\xd3]|\x0f[\x10-\x17\x28-\x2f\x40-\x7f\xa0-\xff]"
+    rb"|(?:\xc5.|\xc4[\x01-\x03\x41-\x43\x61-\x63\x81-\x83\xc1-\xc3\xe1-\xe3].|\x62...)[\x10-\xff])"
     rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]",
     re.DOTALL,
 )
@@ -659,6 +665,28 @@ def _scan_pointers(first: int, low_address: int, high_address: int) -> Scanner:
         for number, value in enumerate(words):
             if low_address <= value < high_address and value:
                 yield at + 8 * number, QUAD, value, ZERO
+
+    return scan
+
+
+def _scan_jump_tables(first: int, address: int, first_code: int, last_code: int) -> Scanner:
+    """Tables of branches in position-independent code: words counted from the table's start.
+
+    A table is known only by its words: they follow one another and lead into code.
+    """
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        words = array("i", piece[at : at + count])
+        here = start + at - first + address
+        table = previous = -1
+        for number, value in enumerate(words):
+            place = here + 4 * number
+            if value and first_code <= place + value < last_code:
+                if number != previous + 1:
+                    table = place
+                previous = number
+                yield at + 4 * number, WORD, table + value, table
 
     return scan
 
