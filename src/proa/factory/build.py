@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proa.factory import archive, dpkg, image, initrd, inventory, recipe, rootfs, sdk, tree
+from proa.factory.kernel import KernelError
 from proa.wire import manifest
+from proa.wire.bzimage import BzImageError
 from proa.wire.errors import UserError
 from proa.wire.version import Version
 
-# Bump when the way of building changes the initrd for the same input.
-_INITRD_REVISION = 1
+# Bump when the way of building changes the initrd or the kernel's file for the same input.
+_INITRD_REVISION = 2
+_KERNEL_REVISION = 1
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -116,7 +119,10 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
         system / "rootfs",
         options.root_json,
     )
-    shutil.copyfile(root / f"usr/lib/modules/{kernel}/vmlinuz", out / "vmlinuz")
+    vmlinuz = root / f"usr/lib/modules/{kernel}/vmlinuz"
+    report("compressing the kernel")
+    _kernel(plan, work, vmlinuz, report)
+    shutil.copyfile(vmlinuz, out / "vmlinuz")
     report(f"compressing /usr ({plan.compression})")
     usr = image.make_usr(work, out, tools, options.version, plan.epoch, plan.compression)
     report("making the initrd")
@@ -127,6 +133,25 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
     image.make_disk(work, out, tools, usr, line, system / "boot", plan.epoch)
     report("taking stock")
     _take_stock(plan, out, details, inventory.sizes(root, owners), kernel, usr.root_hash)
+
+
+def _kernel(plan: _Plan, work: Path, vmlinuz: Path, report: sdk.Report) -> None:
+    """Compress the kernel so that machines can; the result is cached by what went in."""
+    words = [str(_KERNEL_REVISION), plan.tools.key, digest(vmlinuz)]
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    cached = plan.options.cache / "kernels" / key
+    if not cached.exists():
+        made = work / "vmlinuz"
+        shutil.copyfile(vmlinuz, made)
+        try:
+            image.make_kernel(work, made, plan.tools)
+        except (KernelError, BzImageError) as error:
+            report(f"keeping Debian's vmlinuz, so updates of it are large: {error}")
+            return
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(cached)
+    # Written into the file, so that its mode stays.
+    vmlinuz.write_bytes(cached.read_bytes())
 
 
 def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> None:

@@ -114,7 +114,8 @@ def _make_elf(old: bytes, new: bytes) -> Patch:
     )
     addresses = _addresses(copies, old_layout, new_layout, more)
     copies = _match(
-        _address_labels(old, old_fields, addresses), _address_labels(new, new_fields, None)
+        _address_labels(old, old_layout, old_fields, addresses),
+        _address_labels(new, new_layout, new_fields, None),
     )
     addresses = _addresses(copies, old_layout, new_layout, more)
     predicted = _predict(copies, old, old_layout, new_layout, addresses)
@@ -172,7 +173,7 @@ def _fields(data: bytes, layout: wire.Layout) -> _Fields:
     return _Fields(found[:, 0], found[:, 1], found[:, 2])
 
 
-def _write(shadow: Bytes, fields: _Fields, labels: Ints) -> bytes:
+def _write(shadow: Bytes, fields: _Fields, labels: Ints) -> None:
     for form, (_, width, *_) in enumerate(wire.FORMS):
         chosen = fields.form == form
         at, value = fields.at[chosen], labels[chosen].astype(np.uint64)
@@ -180,7 +181,6 @@ def _write(shadow: Bytes, fields: _Fields, labels: Ints) -> bytes:
             shadow[at + byte] = (
                 (value >> np.uint64(8 * byte)).astype(np.uint8) if byte < 4 else np.uint8(0)
             )
-    return shadow.tobytes()
 
 
 def _content_labels(data: bytes, layout: wire.Layout, fields: _Fields) -> bytes:
@@ -197,11 +197,58 @@ def _content_labels(data: bytes, layout: wire.Layout, fields: _Fields) -> bytes:
     indirect = np.isin(fields.form, (wire.INDEX, wire.SECTION)) & (offsets >= 0)
     named = np.where(indirect, names[offsets], -1)
     offsets = np.where(named >= 0, named, offsets)
-    labels = np.zeros(len(offsets), np.uint64)
+    hashes = np.zeros(len(offsets), np.uint64)
     for byte in range(-8, 12):
-        labels = labels * np.uint64(0x9E3779B97F4A7C15) + blank[offsets + 16 + byte] + np.uint64(1)
-    labels = np.where(offsets >= 0, labels >> np.uint64(32), 0).astype(np.int64)
-    return _write(shadow, fields, labels)
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + blank[offsets + 16 + byte] + np.uint64(1)
+    labels = np.where(offsets >= 0, hashes >> np.uint64(32), np.uint64(0)).astype(np.int64)
+    if layout.segments.loads:
+        labels = _relocated_labels(fields, labels)
+    _write(shadow, fields, labels)
+    _write_words(shadow, layout, fields, labels)
+    return shadow.tobytes()
+
+
+def _relocations(fields: _Fields) -> tuple[Ints, Ints]:
+    """Return for each relocation the numbers of the fields for its place and for its value.
+
+    A record has 8 bytes at 0 (the place), then a symbol's number at 12 or an address at 16; if it
+    has both, the address (of a section's symbol) says more.
+    """
+    places = np.flatnonzero(fields.form == wire.QUAD)
+    known = fields.at[places]
+    found: dict[int, int] = {}
+    for form, distance in ((wire.INDEX, 12), (wire.QUAD, 16)):
+        values = np.flatnonzero(fields.form == form)
+        index = np.minimum(np.searchsorted(known, fields.at[values] - distance), len(known) - 1)
+        if len(known):
+            hit = known[index] == fields.at[values] - distance
+            found.update(zip(places[index[hit]].tolist(), values[hit].tolist(), strict=True))
+    return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
+
+
+def _relocated_labels(fields: _Fields, labels: Ints) -> Ints:
+    """Give what points to a relocated word the label of what the word will point to.
+
+    So an entry of the PLT or GOT is known by its symbol.
+    """
+    place, value = _relocations(fields)
+    if not len(place):
+        return labels
+    order = np.argsort(fields.target[place], kind="stable")
+    word, meant = fields.target[place][order], labels[value][order]
+    found = np.minimum(np.searchsorted(word, fields.target), len(word) - 1)
+    return np.where(word[found] == fields.target, meant[found] ^ 0x5BD1E995, labels)
+
+
+def _write_words(shadow: Bytes, layout: wire.Layout, fields: _Fields, labels: Ints) -> None:
+    """Write into every relocated place, which is empty in the file, the label of its value."""
+    place, value = _relocations(fields)
+    if len(place):
+        at = _offsets(fields.target[place], layout.segments, len(shadow) - 4)
+        meant = labels[value][at >= 0]
+        at = at[at >= 0]
+        for byte in range(4):
+            shadow[at + byte] = (meant >> (8 * byte)).astype(np.uint8)
 
 
 def _offsets(addresses: Ints, segments: wire.Segments, size: int) -> Ints:
@@ -213,7 +260,9 @@ def _offsets(addresses: Ints, segments: wire.Segments, size: int) -> Ints:
     return np.where((offsets >= 0) & (offsets < size), offsets, -1)
 
 
-def _address_labels(data: bytes, fields: _Fields, addresses: wire.AddressMap | None) -> bytes:
+def _address_labels(
+    data: bytes, layout: wire.Layout, fields: _Fields, addresses: wire.AddressMap | None
+) -> bytes:
     """Return the shadow whose labels are target addresses in the new file."""
     shadow = np.frombuffer(data, np.uint8).copy()
     target = fields.target
@@ -221,7 +270,10 @@ def _address_labels(data: bytes, fields: _Fields, addresses: wire.AddressMap | N
         starts = np.array(addresses.starts, np.uint64)
         index = np.searchsorted(starts, np.maximum(target, 0).astype(np.uint64), side="right") - 1
         target = target + np.array(addresses.deltas, np.int64)[index]
-    return _write(shadow, fields, target & 0xFFFFFFFF)
+    labels = target & 0xFFFFFFFF
+    _write(shadow, fields, labels)
+    _write_words(shadow, layout, fields, labels)
+    return shadow.tobytes()
 
 
 # --- streams --------------------------------------------------------------------------------------

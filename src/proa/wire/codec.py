@@ -39,10 +39,11 @@ LZ4_AHEAD = 128 << 10
 # Pieces in which streams are fed to zstd and taken from it; its own block size.
 _PIECE = 128 << 10
 
-# enum ZSTD_cParameter and ZSTD_dParameter of zstd.h, and ZSTD_EndDirective.
+# enum ZSTD_cParameter, ZSTD_dParameter, ZSTD_EndDirective and ZSTD_ResetDirective of zstd.h.
 _C_LEVEL, _C_WINDOW_LOG, _C_LONG, _C_CHECKSUM = 100, 101, 160, 201
 _D_WINDOW_LOG_MAX = 100
 _E_CONTINUE, _E_END = 0, 2
+_RESET_SESSION = 1
 
 
 class CodecError(ValueError):
@@ -83,6 +84,7 @@ class Zstd:
             "ZSTD_getErrorName": (c_char_p, [c_size_t]),
             "ZSTD_createCCtx": (c_void_p, []),
             "ZSTD_freeCCtx": (c_size_t, [c_void_p]),
+            "ZSTD_CCtx_reset": (c_size_t, [c_void_p, c_int]),
             "ZSTD_CCtx_setParameter": (c_size_t, [c_void_p, c_int, c_int]),
             "ZSTD_CCtx_setPledgedSrcSize": (c_size_t, [c_void_p, c_ulonglong]),
             "ZSTD_compress2": (c_size_t, [c_void_p, c_void_p, c_size_t, c_char_p, c_size_t]),
@@ -240,11 +242,18 @@ class Compressor(_Context):
     def stream(self, chunks: Iterable[bytes], size: int | None = None) -> Iterator[bytes]:
         """Yield one frame of all of ``chunks``; see :meth:`Zstd.encode_frame`."""
         library, context = self._library, self._open()
+        # What came before may have failed, or been left, half-way.
+        self._check(library.ZSTD_CCtx_reset(context, _RESET_SESSION))
         if size is not None:
             self._check(library.ZSTD_CCtx_setPledgedSrcSize(context, size))
         target = ctypes.create_string_buffer(_PIECE)
         # The same pieces whatever the chunks were: how zstd is fed shapes what it makes.
+        total = 0
         for piece, last in _cut(chunks, _PIECE):
+            total += len(piece)
+            # zstd does not see it when everything comes in one piece.
+            if size is not None and (total > size or (last and total < size)):
+                raise CodecError(f"zstd: {total} bytes or more came instead of {size}")
             source = _Buffer(ctypes.cast(c_char_p(piece), c_void_p), len(piece), 0)
             while True:
                 room = _Buffer(ctypes.cast(target, c_void_p), _PIECE, 0)

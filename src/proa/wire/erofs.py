@@ -3,8 +3,9 @@
 Source of the format: include/erofs_fs.h and lib/zmap.c of erofs-utils 1.8.6 (Linux:
 fs/erofs/erofs_fs.h and zmap.c). Read is what mkfs.erofs writes for a /usr: blocks of 4 KiB, flat
 and inline files, and files compressed with zstd or lz4 in clusters of any number of blocks, with
-full or compact indexes and with inlined tails. Fragments, deduplication, chunks, further devices,
-48-bit layouts and other algorithms are refused by name.
+inlined tails and compact indexes. Refused by name is what it writes only when it is asked for more:
+fragments, deduplication and the long indexes that come with it, chunks, further devices, 48-bit
+layouts, other algorithms, and a second algorithm in a file.
 
 Nothing in an image is believed: offsets and sizes are checked before they are used, every directory
 is entered at most once, and what is held in memory is bounded by the image's own size.
@@ -38,11 +39,11 @@ _MAGIC = 0xE0F5E1E2
 # feature_incompat
 _ZERO_PADDING = 0x01
 _COMPR_CFGS = 0x02  # the same bit as big pclusters
-_COMPR_HEAD2 = 0x08  # the same bit as the device table
 _ZTAILPACKING = 0x10
-_KNOWN = _ZERO_PADDING | _COMPR_CFGS | _COMPR_HEAD2 | _ZTAILPACKING
+_KNOWN = _ZERO_PADDING | _COMPR_CFGS | _ZTAILPACKING
 _REFUSED = {
     0x04: "chunk-based files",
+    0x08: "a second algorithm or further devices",
     0x20: "fragments or deduplication",
     0x40: "long extended attribute prefixes",
     0x80: "a 48-bit layout",
@@ -50,7 +51,8 @@ _REFUSED = {
 }
 
 # Data layouts of an inode.
-_FLAT_PLAIN, _FULL, _FLAT_INLINE, _COMPACT, _CHUNKS = range(5)
+_FLAT_PLAIN, _FLAT_INLINE, _COMPACT = 0, 2, 3
+_LAYOUTS = {1: "long indexes", 4: "chunks"}
 
 # z_erofs_map_header.h_advise
 _COMPACTED_2B = 0x01
@@ -59,8 +61,7 @@ _INLINE = 0x08
 _KNOWN_ADVICE = _COMPACTED_2B | _BIG_1 | _BIG_2 | _INLINE
 
 # Types of logical clusters.
-_PLAIN, _HEAD1, _NONHEAD, _HEAD2 = range(4)
-_PARTIAL_REFERENCE = 1 << 15
+_PLAIN, _HEAD, _NONHEAD, _HEAD2 = range(4)
 _BLOCK_COUNT = 1 << 11
 
 _ALGORITHMS: dict[int, Algorithm] = {0: "lz4", 3: "zstd"}
@@ -228,11 +229,10 @@ class Image:
             raise ErofsError(f"inode {inode.nid}: a file of {inode.size} bytes is too large")
         if inode.layout in (_FLAT_PLAIN, _FLAT_INLINE):
             return self._flat(inode)
-        if inode.layout in (_FULL, _COMPACT):
+        if inode.layout == _COMPACT:
             return self._compressed(inode) if inode.size else ()
-        if inode.layout == _CHUNKS:
-            raise ErofsError(f"inode {inode.nid}: chunk-based files are not read here")
-        raise ErofsError(f"inode {inode.nid}: unknown data layout {inode.layout}")
+        layout = _LAYOUTS.get(inode.layout, f"layout {inode.layout}")
+        raise ErofsError(f"inode {inode.nid}: {layout}, which is not read here")
 
     def target(self, inode: Inode, codec: Codec) -> str:
         """Return what a symlink points to."""
@@ -297,7 +297,7 @@ class Image:
             raise ErofsError(f"inode {inode.nid}: fragments or unknown advice {advice:#x}")
         if bits:
             raise ErofsError(f"inode {inode.nid}: logical clusters are not of 4096 bytes")
-        if inode.layout == _COMPACT and bool(advice & _BIG_1) != bool(advice & _BIG_2):
+        if bool(advice & _BIG_1) != bool(advice & _BIG_2):
             raise ErofsError(f"inode {inode.nid}: big clusters of one kind only")
         # Without deduplication, each cluster but an inlined one has a block of its own.
         heads, end = _heads(inode, advice, header, self._read, self.size // BLOCK + 1)
@@ -310,9 +310,7 @@ class Image:
                 raise ErofsError(f"inode {inode.nid}: a cluster of {plain} plain bytes")
             algorithm: Algorithm = "raw"
             if head.kind != _PLAIN:
-                algorithm = self._algorithm(
-                    inode, algorithms >> 4 if head.kind == _HEAD2 else algorithms & 15
-                )
+                algorithm = self._algorithm(inode, algorithms & 15)
             if after is None and advice & _INLINE:
                 if not inlined or end % BLOCK + inlined > BLOCK:
                     raise ErofsError(f"inode {inode.nid}: the inlined tail crosses a block")
@@ -476,32 +474,24 @@ def _heads(
     heads: list[_Head] = []
     # A head that waits for the next index to say how many blocks it has.
     waiting: tuple[int, int, int] | None = None
-    end = header
-    if inode.layout == _FULL:
-        indexes, end = _full_indexes(count, header, read)
-    else:
-        indexes, end = _compact_indexes(count, advice, header, read)
+    big = bool(advice & _BIG_1)
+    indexes, end = _indexes(count, advice, header, read)
     for number, (kind, value, block) in enumerate(indexes):
         if kind == _NONHEAD:
             if waiting is None:
                 if number == 0 or value & _BLOCK_COUNT:
                     raise ErofsError(f"inode {inode.nid}: a damaged index")
                 continue
-            if _big(waiting[1], advice):
-                if not value & _BLOCK_COUNT:
-                    raise ErofsError(f"inode {inode.nid}: a cluster does not tell its size")
-                heads.append(_Head(*waiting, value & ~_BLOCK_COUNT))
-            else:
-                if value & _BLOCK_COUNT:
-                    raise ErofsError(f"inode {inode.nid}: a damaged index")
-                heads.append(_Head(*waiting, 1))
+            if big != bool(value & _BLOCK_COUNT):
+                raise ErofsError(f"inode {inode.nid}: a cluster does not tell its size")
+            heads.append(_Head(*waiting, value & ~_BLOCK_COUNT if big else 1))
             waiting = None
             continue
+        if kind == _HEAD2:
+            raise ErofsError(f"inode {inode.nid}: a second algorithm, which is not read here")
         if waiting is not None:
             heads.append(_Head(*waiting, 1))
             waiting = None
-        if value >= BLOCK:
-            raise ErofsError(f"inode {inode.nid}: a cluster begins outside its index")
         if len(heads) >= limit:
             raise ErofsError(f"inode {inode.nid}: more clusters than the image has blocks")
         logical = number * BLOCK + value
@@ -513,35 +503,10 @@ def _heads(
     return heads, end
 
 
-def _big(kind: int, advice: int) -> bool:
-    """Whether clusters of this type can have more than one block."""
-    return bool(advice & (_BIG_1 if kind == _HEAD1 else _BIG_2))
-
-
 _Index = tuple[int, int, int]  # type, clusterofs or delta, block (of a head)
 
 
-def _full_indexes(count: int, header: int, read: Read) -> tuple[Iterator[_Index], int]:
-    start = header + 16
-    end = start + count * 8
-
-    def indexes() -> Iterator[_Index]:
-        for data in _pieces(start, end, read):
-            for advise, offset, delta, further in struct.iter_unpack("<HHHH", data):
-                kind = advise & 3
-                if kind == _NONHEAD:
-                    yield kind, delta, 0
-                elif advise & _PARTIAL_REFERENCE:
-                    raise ErofsError("deduplicated clusters are not read here")
-                else:
-                    yield kind, offset, delta | further << 16
-
-    return indexes(), end
-
-
-def _compact_indexes(
-    count: int, advice: int, header: int, read: Read
-) -> tuple[Iterator[_Index], int]:
+def _indexes(count: int, advice: int, header: int, read: Read) -> tuple[Iterator[_Index], int]:
     """Read indexes in packs: 2 in 8 bytes, or 16 in 32 bytes, which are aligned to 32 bytes."""
     start = header + 8
     big = bool(advice & _BIG_1)

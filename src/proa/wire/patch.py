@@ -15,6 +15,7 @@ checks the hash), never in another exception, an endless loop or memory beyond t
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from array import array
@@ -107,7 +108,7 @@ class Segments:
         for start, size, _ in self.loads:
             edges.update(edge for edge in (start, start + size) if offset < edge < end)
         ordered = sorted(edges)
-        for start, stop in zip(ordered, ordered[1:], strict=False):
+        for start, stop in itertools.pairwise(ordered):
             yield start, stop, self.bias(start)
 
 
@@ -350,9 +351,15 @@ def _regions(
             if not relocatable:
                 first, last = low, high
             scan = _scan_x86(bias, first, last)
-        elif section.flags & _SHF_ALLOC and not relocatable:
-            if section.flags & _SHF_WRITE or kind != _ET_DYN:
-                scan = _scan_pointers(section.offset, low, high)
+            if section.name == b".plt":
+                table = next((s.address for s in sections if s.name == b".rela.plt"), 0)
+                scan = _scan_plt(scan, section.offset, table)
+        elif (
+            not relocatable
+            and section.flags & _SHF_ALLOC
+            and (section.flags & _SHF_WRITE or kind != _ET_DYN)
+        ):
+            scan = _scan_pointers(section.offset, low, high)
         if scan is not None:
             yield Region(section.offset, section.end, scan)
 
@@ -481,6 +488,21 @@ def _scan_symbols(
                     if length:
                         yield at + 16, QUAD, address + length, address
             at += 24
+
+    return scan
+
+
+def _scan_plt(code: Scanner, first: int, relocations: int) -> Scanner:
+    """Entries of 16 bytes: jmp *slot(%rip); push $number; jmp first entry."""
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        yield from code(piece, start, low, high)
+        at, count = _records(start, low, high, first, 16)
+        for entry in range(at, at + count, 16):
+            if piece[entry + 6] == 0x68:
+                (number,) = _I32.unpack_from(piece, entry + 7)
+                if number >= 0:
+                    yield entry + 7, INDEX, relocations + 24 * number, relocations
 
     return scan
 
@@ -705,9 +727,7 @@ def _apply(control: Control, diff: Stream, extra: Stream, old: Reader) -> Iterat
         shift = 0
         for done in range(0, length, PIECE):
             at = start + done
-            piece: bytes | bytearray = _read(
-                old, at, min(PIECE, length - done), control.old_size
-            )
+            piece: bytes | bytearray = _read(old, at, min(PIECE, length - done), control.old_size)
             if layout is not None:
                 place = to + done
                 shift = place + control.segments.bias(place) - at - layout.segments.bias(at)
