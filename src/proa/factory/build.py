@@ -24,8 +24,8 @@ from proa.wire.errors import UserError
 from proa.wire.version import Version
 
 # Bump when the way of building changes the initrd or the kernel's file for the same input.
-_INITRD_REVISION = 2
-_KERNEL_REVISION = 1
+_INITRD_REVISION = 3
+_KERNEL_REVISION = 2
 
 _ZEROS = memoryview(bytes(1 << 20))
 

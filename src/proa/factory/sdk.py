@@ -140,6 +140,10 @@ class Sdk:
             )
         return out.decode("utf-8", "replace")
 
+    def library(self, name: str) -> Path:
+        """Return a shared library of the SDK; this host can load it, for it needs only libc."""
+        return self.path / "usr/lib/x86_64-linux-gnu" / name
+
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages whose tools shape the bytes of a release."""
         status = subprocess.run(
