@@ -26,6 +26,9 @@ Ints = NDArray[np.int64]
 # Differences that are this near are one run: the zeros between them cost less than a number.
 JOIN = 1
 
+# Copies with fewer equal bytes than this cost more than they save.
+FLOOR = 12
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -131,6 +134,29 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
         to.append(made)
         at += count + seek
         made += count + more
+    return _prune(wire.Copies(length, place, to, extra), old, new, FLOOR)
+
+
+def _prune(copies: wire.Copies, old: bytes, new: bytes, floor: int) -> wire.Copies:
+    """Drop the copies that have fewer than ``floor`` equal bytes: new bytes are cheaper.
+
+    They are also the ones most likely to be there by chance, and to mislead the address map.
+    """
+    one, two = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
+    length, place, to, extra = [0], [0], [0], [0]
+    for count, start, made, more in zip(
+        copies.length, copies.old, copies.new, copies.extra, strict=True
+    ):
+        if count >= floor and (
+            count >= 4 * floor
+            or np.count_nonzero(one[start : start + count] == two[made : made + count]) >= floor
+        ):
+            length.append(count)
+            place.append(start)
+            to.append(made)
+            extra.append(more)
+        else:
+            extra[-1] += count + more
     return wire.Copies(length, place, to, extra)
 
 
