@@ -176,6 +176,17 @@ def load_head(data: bytes) -> Head:
     """Parse a head that was checked, or raise :class:`PayloadError`."""
     if len(data) > MAX_HEAD:
         raise PayloadError(f"the head has {len(data)} bytes; at most {MAX_HEAD} are allowed")
+    head, length = find_head(data)
+    if length != len(data):
+        raise PayloadError(f"the payload's head: {len(data) - length} bytes too many")
+    return head
+
+
+def find_head(data: bytes) -> tuple[Head, int]:
+    """Parse the head that ``data`` begins with; return it and its length in bytes.
+
+    For tools that have no signed metadata: a machine knows the length, and checks before it reads.
+    """
     if not data.startswith(MAGIC[:-1]):
         raise PayloadError("this is not a payload")
     if not data.startswith(MAGIC):
@@ -197,8 +208,8 @@ def load_head(data: bytes) -> Head:
         read.raw("the UUID of verity", 16),
     )
     uki = _load_built(read, "the boot image", small=True)
-    read.end()
-    return Head(encoder, source, source_size, usr, verity, uki, scratch)
+    head = Head(encoder, source, source_size, usr, verity, uki, scratch)
+    return head, len(data) - read.left
 
 
 def _load_built(read: Reader, name: str, *, small: bool) -> Built:
