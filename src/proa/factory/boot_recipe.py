@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 _CPIO_HEADER = 110
@@ -158,7 +159,7 @@ def _sections(uki: bytes) -> list[tuple[int, int]]:
             raise RecipeError("a section ends behind the end of the file")
         found.append((offset, size))
     found.sort()
-    if any(a + size > b for (a, size), (b, _) in zip(found, found[1:], strict=False)):
+    if any(a + size > b for (a, size), (b, _) in pairwise(found)):
         raise RecipeError("sections overlap")
     return found
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proa.factory import kernel, zstd_frame
+import proa
+from proa.factory import frames, kernel
 from proa.factory.kernel import KernelError
 from proa.factory.sdk import Sdk
 from proa.wire import bzimage
@@ -129,20 +130,19 @@ def make_kernel(work: Path, vmlinuz: Path, tools: Sdk) -> None:
     tools.run(["bash", "-c", script], work=work)
     if (work / "kernel").stat().st_size != payload.unpacked_size:
         raise KernelError("the payload's size is not that of the kernel in it")
-    encode(work, "kernel-1", "kernel", "kernel.new", tools)
+    compress(work, "kernel", "kernel", "kernel.new", tools)
     # Unpacked again and compared: nothing in this file is as dear as a kernel that is the same.
     script = "zstd -q -d -c --long=31 /work/kernel.new | cmp - /work/kernel"
     tools.run(["bash", "-o", "pipefail", "-c", script], work=work)
     vmlinuz.write_bytes(kernel.with_frame(image, (work / "kernel.new").read_bytes()))
 
 
-def encode(work: Path, profile: str, source: str, target: str, tools: Sdk) -> None:
-    """Compress ``work/source`` to ``work/target`` by a profile of :mod:`zstd_frame`."""
-    script = Path(zstd_frame.__file__)
+def compress(work: Path, kind: str, source: str, target: str, tools: Sdk) -> None:
+    """Compress ``work/source`` to ``work/target`` as :mod:`frames` says for this kind of file."""
+    package = Path(proa.__file__).parent.parent
+    program = ["env", "PYTHONPATH=/proa", "python3", "-m", frames.__name__]
     tools.run(
-        ["python3", f"/proa/{script.name}", profile, f"/work/{source}", f"/work/{target}"],
-        work=work,
-        binds={"/proa": script.parent},
+        [*program, kind, f"/work/{source}", f"/work/{target}"], work=work, binds={"/proa": package}
     )
 
 
@@ -161,7 +161,7 @@ def make_initrd(work: Path, target: Path, tools: Sdk, release: str, epoch: int) 
         " cpio --quiet -0 -o -H newc --reproducible -R 0:0 > /work/initrd.cpio"
     )
     tools.run(["bash", "-c", script], work=work, epoch=epoch)
-    encode(work, "initrd-1", "initrd.cpio", "initrd.zst", tools)
+    compress(work, "initrd", "initrd.cpio", "initrd.zst", tools)
     shutil.move(work / "initrd.zst", target)
 
 
