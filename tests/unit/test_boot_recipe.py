@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proa.factory import boot_recipe
-from proa.factory.boot_recipe import Contents, FromPart, FromUsr, Literal, RecipeError
+from proa.factory.boot_recipe import Contents, FromPart, FromUsr, Literal, RecipeError, Segment
 
 LIBRARY = b"a library" * 100
 KERNEL = b"the kernel" * 500
@@ -84,13 +85,13 @@ def test_damaged_images_are_described_exactly_or_refused(data: st.DataObject) ->
     image[data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
     image = image[: data.draw(st.integers(0, len(image)))]
     empty = Contents(Path("/nonexistent"))
-    describe = (
-        lambda b: boot_recipe.segments_of_initrd(b, empty),
-        lambda b: boot_recipe.segments_of_uki(b, empty, {}),
-    )
-    for function in describe:
+    ways: list[Callable[[], list[Segment]]] = [
+        lambda: boot_recipe.segments_of_initrd(bytes(image), empty),
+        lambda: boot_recipe.segments_of_uki(bytes(image), empty, {}),
+    ]
+    for describe in ways:
         try:
-            segments = function(bytes(image))
+            segments = describe()
         except RecipeError:
             continue
         assert boot_recipe.join(segments, Path("/nonexistent"), {}) == bytes(image)

@@ -62,7 +62,6 @@ def make_image() -> bytes:
     struct.pack_into("<I", setup, optional + 4, base + CODE)
     struct.pack_into("<I", setup, optional + 16, target)
     struct.pack_into("<I", setup, optional + 56, SETUP + memory)
-    struct.pack_into("<II", setup, optional + 112 + 32, SETUP + end, len(SIGNATURE))
     sections = (
         (b".setup", 0x200, 0x200),
         (b".compat", 8, 0xF00),
@@ -78,7 +77,11 @@ def make_image() -> bytes:
     struct.pack_into("<I", setup, 0x1F4, end // 16)
     struct.pack_into("<II", setup, 0x248, START, payload)
     struct.pack_into("<QIII", setup, 0x258, 16 << 20, 64 << 20, target, target)
-    body = setup + start + frame(FRAME) + struct.pack("<I", UNPACKED) + code + bytes(0x1000)
+    body = setup + start + frame(FRAME) + struct.pack("<I", UNPACKED) + code + bytes(0xFFC)
+    body += struct.pack("<I", zlib.crc32(body) ^ 0xFFFFFFFF)
+    # Signed later.
+    struct.pack_into("<I", body, optional + 64, 12345)
+    struct.pack_into("<II", body, optional + 112 + 32, SETUP + end, len(SIGNATURE))
     return bytes(body) + SIGNATURE
 
 
@@ -130,6 +133,19 @@ def test_the_crc_of_the_whole_file_is_the_one_that_the_boot_protocol_wants() -> 
     new = kernel.with_frame(IMAGE, frame(FRAME + 9000))
     # CRC-32 with no final inversion; over data and its own CRC it is 0.
     assert zlib.crc32(new) ^ 0xFFFFFFFF == 0
+
+
+def test_a_file_without_a_crc_gets_none() -> None:
+    image = bytearray(IMAGE)
+    image[-len(SIGNATURE) - 4 : -len(SIGNATURE)] = b"data"
+    assert kernel.with_frame(bytes(image), frame(FRAME + 9000)).endswith(b"data")
+
+
+def test_nothing_but_the_signature_goes_when_the_same_frame_is_put_back() -> None:
+    new = kernel.with_frame(IMAGE, frame(FRAME))
+    differ = {at for at in range(len(new)) if new[at] != IMAGE[at]}
+    assert len(new) == len(IMAGE) - len(SIGNATURE)
+    assert differ <= {*range(0x58 + 64, 0x58 + 68), *range(0x58 + 144, 0x58 + 152)}
 
 
 def test_there_is_memory_to_unpack_a_kernel_over_its_own_frame() -> None:

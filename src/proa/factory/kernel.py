@@ -7,12 +7,11 @@ the references across the frame, and the fields of the headers that say how long
 
 - the start code before the frame (0x2cc bytes of assembly, arch/x86/boot/compressed/head_64.S)
   names things behind it: found by disassembling it;
-- the code behind names three things before it, the two entries and the frame itself: found by these exact
-  targets.
+- the code behind names three things before it, the two entries and the frame itself: found by
+  these exact targets.
 
-Whatever is not as expected raises
-:class:`KernelError`, and the release keeps Debian's bytes. docs/decisions/0007-kernel-frame.md says
-how this was checked.
+Whatever is not as expected raises :class:`KernelError`, and the release keeps Debian's bytes.
+docs/decisions/0007-kernel-frame.md says how this was checked.
 """
 
 from __future__ import annotations
@@ -69,9 +68,29 @@ def with_frame(image: bytes, frame: bytes) -> bytes:
     room = payload.size + shift
     new = frame + struct.pack("<I", payload.unpacked_size)
     result = bytearray(head + new.ljust(room, b"\0") + tail)
-    # The kernel's build ends a bzImage with a CRC that makes the CRC of the whole file 0 (boot.rst).
-    struct.pack_into("<I", result, len(result) - 4, zlib.crc32(result[:-4]) ^ 0xFFFFFFFF)
+    if _crc(_unsigned(image[:end], pe)) == 0:
+        struct.pack_into("<I", result, len(result) - 4, _crc(result[:-4]))
     return bytes(result)
+
+
+def _crc(data: bytes | bytearray) -> int:
+    """Return the CRC-32 of boot.rst, "The image checksum": no final inversion.
+
+    Up to 6.15 the kernel's build ends a bzImage with its CRC, so that of the whole file is 0.
+    """
+    return zlib.crc32(data) ^ 0xFFFFFFFF
+
+
+def _unsigned(image: bytes, pe: _Pe) -> bytes:
+    """Return the file as it was before it was signed."""
+    plain = bytearray(image)
+    _unsign(plain, pe)
+    return bytes(plain)
+
+
+def _unsign(head: bytearray, pe: _Pe) -> None:
+    struct.pack_into("<I", head, pe.optional + 64, 0)  # CheckSum: none
+    struct.pack_into("<II", head, pe.optional + 112 + 8 * _DIRECTORY_CERTIFICATES, 0, 0)
 
 
 def _pe(image: bytes) -> _Pe:
@@ -123,8 +142,7 @@ def _headers(head: bytearray, payload: Payload, pe: _Pe, size: int, shift: int) 
     _add(head, pe.optional + 4, shift)  # SizeOfCode
     _add(head, pe.optional + 16, shift)  # AddressOfEntryPoint
     _add(head, pe.optional + 56, shift)  # SizeOfImage
-    struct.pack_into("<I", head, pe.optional + 64, 0)  # CheckSum: none
-    struct.pack_into("<II", head, pe.optional + 112 + 8 * _DIRECTORY_CERTIFICATES, 0, 0)
+    _unsign(head, pe)
     names = [bytes(head[at : at + 8]).rstrip(b"\0") for at in pe.sections]
     if names != [b".setup", b".compat", b".text", b".data"]:
         raise KernelError("an EFI stub with other sections")

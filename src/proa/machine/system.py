@@ -213,3 +213,11 @@ def assignments(text: str) -> Mapping[str, str]:
             continue
         found[key] = " ".join(words)
     return found
+
+
+def size_words(count: int) -> str:
+    """Return a size in words, in decimal units as networks and disks count."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
+    return f"{count} bytes"

@@ -18,7 +18,7 @@ from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.report import Offer, Server
 from proa.machine.state import Avoided, Check, Event, State, Store
-from proa.machine.system import Running, System, running
+from proa.machine.system import Running, System, running, size_words
 from proa.wire import manifest
 from proa.wire.manifest import ManifestError
 from proa.wire.omaha import ErrorCode, EventResult, EventType
@@ -208,7 +208,7 @@ class _Run:
         """Say what the chosen way takes, and why it was not a smaller one."""
         best = choice.ways[0]
         writes = sum(file.size for file in found.files.values())
-        words = f"{best.words}, {_size(best.size)} to fetch and {_size(writes)} to write"
+        words = f"{best.words}, {size_words(best.size)} to fetch and {size_words(writes)} to write"
         last = self.store.load().transfer
         if last is not None and last.seconds > 0:
             speed = (last.fetched + last.written) / last.seconds
@@ -248,7 +248,7 @@ class _Run:
         )
         transfer = stage.stage(work, release, str(self.running.version))
         self.report(
-            f"{transfer.way}: {_size(transfer.fetched)} fetched, {_size(transfer.written)} written "
+            f"{transfer.way}: {size_words(transfer.fetched)} fetched, {size_words(transfer.written)} written "
             f"in {transfer.seconds:.0f} s"
         )
         # Taken all the same: what stood against it is settled.
@@ -361,14 +361,6 @@ class _Run:
 
 def _less(avoided: Mapping[str, Avoided], version: str) -> Mapping[str, Avoided]:
     return {v: a for v, a in avoided.items() if v != version}
-
-
-def _size(count: int) -> str:
-    """Return a size in words, in decimal units as networks and disks count."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
-    return f"{count} bytes"
 
 
 def _day(seconds: float) -> str:

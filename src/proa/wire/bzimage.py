@@ -69,7 +69,7 @@ def locate(image: bytes | memoryview) -> Payload:
 
 
 def _frame_size(image: bytes | memoryview, offset: int, end: int) -> int:
-    """Return the length of the zstd frame at ``offset``, from its block headers (RFC 8878, 3.1.1)."""
+    """Return the length of the zstd frame at ``offset``, by its blocks (RFC 8878, 3.1.1)."""
     position = offset
     if end - position < 5 or struct.unpack_from("<I", image, position)[0] != _ZSTD_MAGIC:
         raise BzImageError("the payload is not a zstd frame")
