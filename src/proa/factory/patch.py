@@ -355,9 +355,9 @@ class _Fields:
 
 
 def _fields(data: bytes, layout: wire.Layout) -> _Fields:
-    found = np.array(
-        [(at, form, target) for at, form, target, _ in layout.references(0, data)], np.int64
-    ).reshape(-1, 3)
+    # One flat array: a list of tuples would take a gigabyte for a large program.
+    numbers = (number for reference in layout.references(0, data) for number in reference[:3])
+    found = np.fromiter(numbers, np.int64).reshape(-1, 3)
     return _Fields(found[:, 0], found[:, 1], found[:, 2])
 
 
