@@ -191,7 +191,8 @@ class Layout:
     def references(self, start: int, piece: bytes) -> Iterator[Reference]:
         """Yield the references in ``piece``, which is the file's content from ``start`` on."""
         end = start + len(piece)
-        for region in self.regions[max(bisect_right(self._starts, start) - 1, 0) :]:
+        for index in range(max(bisect_right(self._starts, start) - 1, 0), len(self.regions)):
+            region = self.regions[index]
             if region.start >= end:
                 break
             low, high = max(start, region.start) - start, min(end, region.end) - start
@@ -210,7 +211,7 @@ _PAIR = struct.Struct("<ii")
 _I32 = struct.Struct("<i")
 _U32 = struct.Struct("<I")
 
-_ET_REL, _ET_DYN = 1, 3
+_ET_REL, _ET_EXEC, _ET_DYN = 1, 2, 3
 _EM_X86_64 = 62
 _PT_LOAD = 1
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_RELA, _SHT_NOBITS, _SHT_DYNSYM = 1, 2, 4, 8, 11
@@ -222,6 +223,9 @@ _R_PC32, _R_PLT32 = 2, 4
 
 # Addresses of sections without content in a relocatable file.
 _NO_CONTENT = 1 << 48
+
+# Addresses of the kernel are counted from here, so that all addresses are small.
+_KERNEL = 0xFFFFFFFF00000000
 
 # Addresses of what the BTF of a kernel module counts: types, the strings of the kernel itself,
 # and one place that stands for the change in size of the kernel's own strings.
@@ -250,11 +254,11 @@ class Section:
         return self.offset + self.size
 
 
-def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
+def read_layout(old: Reader, size: int, btf_strings: int | None = None) -> Layout:
     """Find the references of an x86-64 ELF file by its headers.
 
     ``btf_strings`` is the size of the kernel's BTF strings, from which on the offsets in a
-    module's BTF mean its own; without it, BTF is not looked into.
+    module's BTF mean its own (0 for the kernel itself); without it, BTF is not looked into.
 
     Raises :class:`PatchError` if it is another kind of file or its headers contradict its size.
     """
@@ -275,6 +279,8 @@ def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
     for entry in _PROGRAM.iter_unpack(_read(old, phoff, phnum * _PROGRAM.size, size)):
         p_type, _, offset, address, _, in_file, in_memory, _ = entry
         if p_type == _PT_LOAD and in_file:
+            if address >= _KERNEL:
+                address -= _KERNEL
             if offset + in_file > size or address >= _NO_CONTENT or in_memory >= _NO_CONTENT:
                 raise PatchError("a segment of the old file lies outside it")
             loads.append((offset, in_file, address - offset))
@@ -284,6 +290,8 @@ def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
     for index, (name, s_type, flags, address, offset, s_size, link, info, _, entry) in enumerate(
         raw
     ):
+        if address >= _KERNEL:
+            address -= _KERNEL
         if s_type == _SHT_NOBITS:
             if relocatable:
                 address = _NO_CONTENT + (index << 32)
@@ -328,14 +336,20 @@ def _regions(
     relocatable: bool,
     kind: int,
     size: int,
-    btf_strings: int,
+    btf_strings: int | None,
 ) -> Iterator[Region]:
     header = _HEADER.unpack(_read(old, 0, _HEADER.size, size))
+    raw = list(_SECTION.iter_unpack(_read(old, header[6], header[12] * _SECTION.size, size)))
     headers = header[6] + segments.bias(header[6])
     loaded = [s for s in sections if s.flags & _SHF_ALLOC and s.type != 0 and s.size]
-    low = min((s.address for s in loaded), default=0)
+    low = min((s.address for s in loaded if s.address), default=0)
     high = max((s.address + s.size for s in loaded if s.address < _NO_CONTENT), default=0)
     section_symbols: dict[int, dict[int, int]] = {}
+    kernel = kind == _ET_EXEC and any(r[3] >= _KERNEL for r in raw)
+    if kernel:
+        # What follows the section headers are the addresses to relocate (vmlinux.relocs).
+        end = header[6] + header[12] * _SECTION.size
+        yield Region(end, size, _scan_addresses(end, low, high))
     for section in sections:
         scan: Scanner | None = None
         if section.type in (0, _SHT_NOBITS):
@@ -361,9 +375,13 @@ def _regions(
             entries = _eh_frame_entries(old, section, size)
             scan = _scan_eh_frame(entries, section.address - section.offset)
         elif section.name == b".BTF":
-            if btf_strings:
+            if btf_strings is not None:
                 data = _read(old, section.offset, min(section.size, MAX_BTF), size)
                 yield btf_region(data, section.offset, section.address, btf_strings)
+        elif kernel and section.name in _KERNEL_TABLES:
+            scan = _scan_table(section.offset, section.address, low, high, section.name)
+        elif section.name == b".BTF_ids" and btf_strings is not None:
+            scan = _scan_type_numbers(section.offset)
         elif section.type == _SHT_PROGBITS and section.flags & _SHF_EXECINSTR:
             bias = section.address - section.offset
             first, last = (section.address, section.address + section.size)
@@ -373,12 +391,14 @@ def _regions(
             if section.name == b".plt":
                 table = next((s.address for s in sections if s.name == b".rela.plt"), 0)
                 scan = _scan_plt(scan, section.offset, table)
+            elif kernel:
+                scan = _scan_absolute(scan, low, high)
         elif (
             not relocatable
             and section.flags & _SHF_ALLOC
             and (section.flags & _SHF_WRITE or kind != _ET_DYN)
         ):
-            scan = _scan_pointers(section.offset, low, high)
+            scan = _scan_pointers(section.offset, low, high, _KERNEL if kernel else 0)
         elif kind == _ET_DYN and section.name.startswith(b".rodata"):
             code = [s for s in loaded if s.flags & _SHF_EXECINSTR]
             if code:
@@ -658,13 +678,96 @@ def _scan_eh_frame(entries: array[int], bias: int) -> Scanner:
     return scan
 
 
-def _scan_pointers(first: int, low_address: int, high_address: int) -> Scanner:
+def _scan_pointers(first: int, low_address: int, high_address: int, origin: int) -> Scanner:
+    low_address, high_address = low_address + origin, high_address + origin
+
     def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
         at, count = _records(start, low, high, first, 8)
         words = array("Q", piece[at : at + count])
         for number, value in enumerate(words):
             if low_address <= value < high_address and value:
-                yield at + 8 * number, QUAD, value, ZERO
+                yield at + 8 * number, QUAD, value - origin, ZERO
+
+    return scan
+
+
+# The kernel's tables of addresses that are relative to their own place: the size of an entry and
+# the places of 32-bit words in it.
+_SITES = (4, (0,))
+_KERNEL_TABLES = {
+    b"__ksymtab": (12, (0, 4, 8)),
+    b"__ksymtab_gpl": (12, (0, 4, 8)),
+    b"__ex_table": (12, (0, 4)),
+    b"__bug_table": (12, (0, 4)),
+    b".altinstructions": (14, (0, 4)),
+    b".orc_unwind_ip": _SITES,
+    b".retpoline_sites": _SITES,
+    b".return_sites": _SITES,
+    b".call_sites": _SITES,
+    b".ibt_endbr_seal": _SITES,
+    b".smp_locks": _SITES,
+}
+
+
+def _scan_table(
+    first: int, address: int, low_address: int, high_address: int, name: bytes
+) -> Scanner:
+    stride, places = _KERNEL_TABLES[name]
+    unpack = _I32.unpack_from
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, stride)
+        bias = address - first + start
+        for record in range(at, at + count, stride):
+            for place in places:
+                target = record + place + bias + unpack(piece, record + place)[0]
+                if low_address <= target < high_address:
+                    yield record + place, WORD, target, HERE
+
+    return scan
+
+
+def _scan_addresses(first: int, low_address: int, high_address: int) -> Scanner:
+    """Words that are the low 32 bits of kernel addresses."""
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        for number, value in enumerate(array("I", piece[at : at + count])):
+            if low_address <= value < high_address:
+                yield at + 4 * number, WORD, value, ZERO
+
+    return scan
+
+
+def _scan_type_numbers(first: int) -> Scanner:
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        for number, value in enumerate(array("I", piece[at : at + count])):
+            if 0 < value < 1 << 24:
+                yield at + 4 * number, WORD, BTF_TYPES + value, ZERO
+
+    return scan
+
+
+# mov $address, register: the kernel's addresses fit 32 bits with their sign.
+_ABSOLUTE = re.compile(
+    rb"\xc7[\xc0-\xc7]|[\x80-\x8f][\x04\x0c\x14\x1c\x24\x2c\x34\x3c].|\x3d", re.DOTALL
+)
+
+
+def _scan_absolute(code: Scanner, low_address: int, high_address: int) -> Scanner:
+    unpack = _U32.unpack_from
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        yield from code(piece, start, low, high)
+        done = low
+        for match in _ABSOLUTE.finditer(piece, low, high - 4):
+            at = match.end()
+            if match.start() >= done:
+                (value,) = unpack(piece, at)
+                if low_address <= value < high_address:
+                    yield at, WORD, value, ZERO
+                    done = at + 4
 
     return scan
 
@@ -702,7 +805,8 @@ def _scan_headers(strings: int, relocatable: bool) -> Scanner:
             if relocatable:
                 place = offset
             elif address:
-                yield at + 16, QUAD, address, ZERO
+                place = address - _KERNEL if address >= _KERNEL else address
+                yield at + 16, QUAD, place, ZERO
             else:
                 place = offset + UNLOADED
             yield at + 24, QUAD, place, ZERO
@@ -767,7 +871,7 @@ class Control:
     old_size: int
     copies: Copies
     segments: Segments
-    btf_strings: int
+    btf_strings: int | None
     steps: tuple[tuple[int, int, int], ...]
     gaps: Numbers
     runs: Numbers
@@ -784,7 +888,8 @@ def read_control(control: bytes, new_size: int) -> Control:
         raise PatchError("a file is too large")
     if count > MAX_COPIES:
         raise PatchError("too many copies")
-    segments, steps, btf_strings = Segments(), [], 0
+    segments, steps = Segments(), []
+    btf_strings: int | None = None
     if kind == ELF:
         relocatable, loads = numbers.next(), numbers.next()
         if loads > MAX_SEGMENTS or relocatable > 1:
@@ -798,7 +903,10 @@ def read_control(control: bytes, new_size: int) -> Control:
                 raise PatchError("a segment is too large")
             places.append((at, size, bias))
         segments = Segments(tuple(places), 0 if relocatable else UNLOADED)
-        btf_strings, step_count = numbers.next(), numbers.next()
+        # One more than the number, 0 for none.
+        btf_strings, step_count = numbers.next() - 1, numbers.next()
+        if btf_strings < 0:
+            btf_strings = None
         if step_count > MAX_COPIES:
             raise PatchError("too many steps")
         at = 0
