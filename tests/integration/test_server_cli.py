@@ -108,6 +108,28 @@ def test_the_server_ends_cleanly_by_a_signal(published: Shell, number: signal.Si
         assert process.wait(30) == 0
 
 
+def test_a_release_goes_to_the_channels_that_it_was_made_for(proa: Shell, tmp_path: Path) -> None:
+    proa.ok("keys", "init")
+    release = make_release(tmp_path / "r", "1.1.0", channels=("alpha", "beta"))
+    said = proa.ok("publish", release)
+    assert "next: proa channel set alpha 1.1.0\n  next: proa channel set beta 1.1.0" in said
+    assert json.loads(proa.ok("publish", release, "--json"))["channels"] == ["alpha", "beta"]
+    proa.ok("channel", "set", "beta", "1.1.0")
+    done = proa("channel", "set", "stable", "1.1.0")
+    assert done.returncode == 12
+    assert "1.1.0 was made for alpha, beta; stable stays as it was" in done.stderr
+    assert "--force" in done.stderr
+    channels = {c["name"]: c["version"] for c in json.loads(proa.ok("channel", "list", "--json"))}
+    assert channels == {"alpha": None, "beta": "1.1.0", "stable": None}
+    proa.ok("channel", "set", "stable", "1.1.0", "--force")
+
+
+def test_a_build_is_told_its_version_by_someone(proa: Shell) -> None:
+    done = proa("build", "--out", proa.home / "out")
+    assert done.returncode == 2
+    assert "neither --version nor" in done.stderr and "version = " in done.stderr
+
+
 def test_a_channel_is_not_led_to_what_is_not_there(published: Shell) -> None:
     done = published("channel", "set", "alpha", "9.9.9")
     assert done.returncode == 7

@@ -16,6 +16,7 @@ def make_release(
     architecture: str = "amd64",
     content: bytes = b"",
     size: int = 4096,
+    channels: tuple[str, ...] = (),
 ) -> Path:
     """Write a release of version ``name``; ``content`` makes its bytes differ from another's."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -31,6 +32,7 @@ def make_release(
         root_hash=hashlib.sha256(name.encode() + content).hexdigest(),
         kernel="6.12.0-1-amd64",
         files=files,
+        channels=channels,
     )
     (directory / manifest.MANIFEST).write_bytes(manifest.dump(contents))
     return directory

@@ -208,7 +208,7 @@ def test_a_damaged_cluster_is_refused(codec: Codec) -> None:
     extents = next(image.extents(e.inode) for e in image.walk() if e.path == "hex")
     damaged = opened(altered("zstd", extents[0].physical + 4, b"\xff\xff\xff"))
     with pytest.raises(ErofsError, match="the cluster at"):
-        PlainFile(damaged, extents, codec).read(0, 10)
+        PlainFile(damaged._read, extents, codec).read(0, 10)
 
 
 def test_a_directory_that_holds_itself_is_refused() -> None:

@@ -77,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
         step.text = _outcome(done.version, done.new, args.dry_run)
     if args.json:
         document = {"version": done.version, "new": done.new, "files": dict(done.files)}
-        print(json.dumps(document | {"dry_run": args.dry_run}, indent=1))
+        document |= {"channels": list(done.channels), "dry_run": args.dry_run}
+        print(json.dumps(document, indent=1))
+    elif not args.dry_run:
+        for channel in done.channels or ("CHANNEL",):
+            print(f"  next: proa channel set {channel} {done.version}")
     return 0
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 _CPIO_HEADER = 110
 _CPIO_MAGIC = b"070701"
@@ -57,6 +58,12 @@ class FromPart:
 Segment = Literal | FromUsr | FromPart
 
 
+class Index(Protocol):
+    """Something that knows the files of ``/usr`` by their content."""
+
+    def find(self, data: bytes | memoryview) -> FromUsr | None: ...
+
+
 class Contents:
     """The files of a tree by their content: size first, hash only where the size occurs."""
 
@@ -86,13 +93,24 @@ class Contents:
         return FromUsr(name, size, digest) if name else None
 
 
-def segments_of_initrd(cpio: bytes, usr: Contents) -> list[Segment]:
+def segments_of_initrd(cpio: bytes, usr: Index) -> list[Segment]:
     """Describe an uncompressed newc archive: headers, names and padding are literals."""
     return list(_merged(_cpio(cpio, usr)))
 
 
-def _cpio(cpio: bytes, usr: Contents) -> Iterator[Segment]:
-    position = done = 0
+def _cpio(cpio: bytes, usr: Index) -> Iterator[Segment]:
+    done = 0
+    for start, size in entries(cpio):
+        if (found := usr.find(memoryview(cpio)[start : start + size])) is not None:
+            yield Literal(cpio[done:start])
+            yield found
+            done = start + size
+    yield Literal(cpio[done:])
+
+
+def entries(cpio: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (offset, size) of each entry's content."""
+    position = 0
     while cpio[position : position + 6] == _CPIO_MAGIC:
         try:
             size = int(cpio[position + 54 : position + 62], 16)
@@ -102,21 +120,17 @@ def _cpio(cpio: bytes, usr: Contents) -> Iterator[Segment]:
         start = _aligned(position + _CPIO_HEADER + name_size)
         if start + size > len(cpio):
             raise RecipeError(f"the cpio entry at {position} is cut short")
-        if (found := usr.find(memoryview(cpio)[start : start + size])) is not None:
-            yield Literal(cpio[done:start])
-            yield found
-            done = start + size
+        yield start, size
         position = _aligned(start + size)
-    if not done and not position:
+    if not position:
         raise RecipeError("not a cpio archive of the new ASCII format")
-    yield Literal(cpio[done:])
 
 
 def _aligned(offset: int) -> int:
     return -(-offset // 4) * 4
 
 
-def segments_of_uki(uki: bytes, usr: Contents, parts: Mapping[str, bytes]) -> list[Segment]:
+def segments_of_uki(uki: bytes, usr: Index, parts: Mapping[str, bytes]) -> list[Segment]:
     """Describe a unified kernel image.
 
     ``parts`` are images that the machine has made by then, by name: the compressed initrd. Headers,
@@ -125,7 +139,7 @@ def segments_of_uki(uki: bytes, usr: Contents, parts: Mapping[str, bytes]) -> li
     return list(_merged(_uki(uki, usr, parts)))
 
 
-def _uki(uki: bytes, usr: Contents, parts: Mapping[str, bytes]) -> Iterator[Segment]:
+def _uki(uki: bytes, usr: Index, parts: Mapping[str, bytes]) -> Iterator[Segment]:
     done = 0
     for offset, size in _sections(uki):
         data = memoryview(uki)[offset : offset + size]
@@ -140,8 +154,21 @@ def _uki(uki: bytes, usr: Contents, parts: Mapping[str, bytes]) -> Iterator[Segm
     yield Literal(uki[done:])
 
 
+def section(uki: bytes, name: bytes) -> tuple[int, int] | None:
+    """Return (offset, size) of a section's content, or None where there is none."""
+    return next(((at, size) for found, at, size in _table(uki) if found == name), None)
+
+
 def _sections(uki: bytes) -> list[tuple[int, int]]:
     """Return (offset, size) of the sections' contents, in the file's order."""
+    found = sorted((offset, size) for _, offset, size in _table(uki))
+    if any(a + size > b for (a, size), (b, _) in pairwise(found)):
+        raise RecipeError("sections overlap")
+    return found
+
+
+def _table(uki: bytes) -> list[tuple[bytes, int, int]]:
+    """Return (name, offset, size) of the sections."""
     if uki[:2] != b"MZ" or len(uki) < 64:
         raise RecipeError("not a PE image")
     (start,) = struct.unpack_from("<I", uki, 0x3C)
@@ -157,10 +184,7 @@ def _sections(uki: bytes) -> list[tuple[int, int]]:
         size = min(virtual, raw)
         if offset + size > len(uki):
             raise RecipeError("a section ends behind the end of the file")
-        found.append((offset, size))
-    found.sort()
-    if any(a + size > b for (a, size), (b, _) in pairwise(found)):
-        raise RecipeError("sections overlap")
+        found.append((uki[entry : entry + 8].rstrip(b"\0"), offset, size))
     return found
 
 

@@ -16,16 +16,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proa.factory import archive, dpkg, image, initrd, inventory, recipe, rootfs, sdk, tree
+from proa.factory import (
+    archive,
+    cache,
+    dpkg,
+    image,
+    initrd,
+    inventory,
+    recipe,
+    rootfs,
+    sdk,
+    snapshot,
+    tree,
+)
 from proa.factory.kernel import KernelError
+from proa.factory.snapshot import Snapshot
 from proa.wire import manifest
 from proa.wire.bzimage import BzImageError
 from proa.wire.errors import UserError
 from proa.wire.version import Version
 
 # Bump when the way of building changes the initrd or the kernel's file for the same input.
-_INITRD_REVISION = 2
-_KERNEL_REVISION = 1
+_INITRD_REVISION = 3
+_KERNEL_REVISION = 2
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -55,7 +68,7 @@ class _Plan:
 
     options: BuildOptions
     recipe: recipe.Recipe
-    snapshot: archive.Snapshot
+    state: Snapshot
     tools: sdk.Sdk
     packages: Path
     epoch: int
@@ -82,7 +95,7 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
     if not options.root_json.is_file():
         raise UserError(f"{options.root_json}: no such file", hint="make one: proa keys init")
     plan = _prepare(options, report)
-    with sdk.scratch(options.cache) as work:
+    with cache.scratch(options.cache) as work:
         out = work / "release"
         out.mkdir()
         _make(plan, work, out, report)
@@ -93,12 +106,38 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
 
 def _prepare(options: BuildOptions, report: sdk.Report) -> _Plan:
     chosen = recipe.load(options.recipe)
+    state, tools, packages = prepare(
+        chosen.packages, options.cache, report, refresh=options.refresh
+    )
+    epoch = options.epoch if options.epoch is not None else state.date
+    return _Plan(options, chosen, state, tools, packages, epoch)
+
+
+def prepare(
+    packages: Sequence[str], caches: Path, report: sdk.Report, *, refresh: bool = False
+) -> tuple[Snapshot, sdk.Sdk, Path]:
+    """Return the state of the archive to build from, the SDK, and the tar of the package tree.
+
+    A snapshot from the cache may name packages that the mirror has dropped since; then the
+    archive's newer state is taken instead.
+    """
     mirrors = archive.find_mirrors()
-    snapshot = archive.current_snapshot(mirrors, options.cache, refresh=options.refresh)
-    tools = sdk.ensure(options.cache, mirrors, snapshot, report)
-    packages = tree.ensure(chosen.packages, tools, options.cache, mirrors, snapshot, report)
-    epoch = options.epoch if options.epoch is not None else snapshot.date
-    return _Plan(options, chosen, snapshot, tools, packages, epoch)
+    state = snapshot.current(mirrors, caches, refresh=refresh)
+    try:
+        return _installed(packages, caches, state, report)
+    except snapshot.MovedOn:
+        newer = snapshot.current(mirrors, caches, refresh=True)
+        if newer.key == state.key:
+            raise
+        report("the archive moved on since it was last asked: taking its newer state")
+        return _installed(packages, caches, newer, report)
+
+
+def _installed(
+    packages: Sequence[str], caches: Path, state: Snapshot, report: sdk.Report
+) -> tuple[Snapshot, sdk.Sdk, Path]:
+    tools = sdk.ensure(caches, state, report)
+    return state, tools, tree.ensure(packages, tools, caches, state, report)
 
 
 def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
@@ -151,7 +190,7 @@ def _kernel(plan: _Plan, work: Path, vmlinuz: Path, report: sdk.Report) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         made.rename(cached)
     # Written into the file, so that its mode stays.
-    vmlinuz.write_bytes(cached.read_bytes())
+    vmlinuz.write_bytes(cache.used(cached).read_bytes())
 
 
 def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> None:
@@ -171,7 +210,7 @@ def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> N
         image.make_initrd(work, work / "initrd.img", plan.tools, kernel, plan.epoch)
         cached.parent.mkdir(parents=True, exist_ok=True)
         (work / "initrd.img").rename(cached)
-    shutil.copyfile(cached, target)
+    shutil.copyfile(cache.used(cached), target)
 
 
 def _take_stock(
@@ -203,13 +242,14 @@ def _take_stock(
         files=files,
         packages=tuple(d.package for d in details),
         inputs=_inputs(plan),
+        channels=plan.recipe.channels,
     )
     (out / manifest.MANIFEST).write_bytes(manifest.dump(release))
 
 
 def _inputs(plan: _Plan) -> dict[str, str]:
     system = recipe.DEFAULT.parent
-    inputs = {f"index {suite}": value for suite, value in plan.snapshot.indices.items()}
+    inputs = {f"index {suite}": value for suite, value in plan.state.indices.items()}
     inputs |= {f"tool {name}": value for name, value in plan.tools.versions().items()}
     inputs["compression"] = plan.compression
     inputs["recipe"] = hashlib.sha256(repr(plan.recipe).encode()).hexdigest()

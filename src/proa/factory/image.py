@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import proa
 from proa.factory import frames, kernel
 from proa.factory.kernel import KernelError
 from proa.factory.sdk import Sdk
@@ -29,6 +28,7 @@ _EROFS = {"zstd": "zstd,level=3", "lz4": "lz4"}
 _CLUSTER = 64 * 1024
 
 _SECTOR = 512
+_INITRD_TIME = 1  # seconds since 1970
 _STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 _BOOT_MANAGER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 _GRUB_MODULES = (
@@ -130,20 +130,11 @@ def make_kernel(work: Path, vmlinuz: Path, tools: Sdk) -> None:
     tools.run(["bash", "-c", script], work=work)
     if (work / "kernel").stat().st_size != payload.unpacked_size:
         raise KernelError("the payload's size is not that of the kernel in it")
-    compress(work, "kernel", "kernel", "kernel.new", tools)
+    frames.encode(work / "kernel", work / "kernel.new", tools.library("libzstd.so.1"))
     # Unpacked again and compared: nothing in this file is as dear as a kernel that is the same.
     script = "zstd -q -d -c --long=31 /work/kernel.new | cmp - /work/kernel"
     tools.run(["bash", "-o", "pipefail", "-c", script], work=work)
     vmlinuz.write_bytes(kernel.with_frame(image, (work / "kernel.new").read_bytes()))
-
-
-def compress(work: Path, kind: str, source: str, target: str, tools: Sdk) -> None:
-    """Compress ``work/source`` to ``work/target`` as :mod:`frames` says for this kind of file."""
-    package = Path(proa.__file__).parent.parent
-    program = ["env", "PYTHONPATH=/proa", "python3", "-m", frames.__name__]
-    tools.run(
-        [*program, kind, f"/work/{source}", f"/work/{target}"], work=work, binds={"/proa": package}
-    )
 
 
 def make_initrd(work: Path, target: Path, tools: Sdk, release: str, epoch: int) -> None:
@@ -152,17 +143,18 @@ def make_initrd(work: Path, target: Path, tools: Sdk, release: str, epoch: int) 
     tools.run(["depmod", "-b", "/work/initrd", release], work=work)
     tools.run(["ldconfig", "-r", "/work/initrd"], work=work)
     shutil.rmtree(tree / "var/cache", ignore_errors=True)
+    # The same time in all releases: nothing in an initrd looks at it, and what is the same from one
+    # release to the next need not be fetched.
     for directory, names, files in os.walk(tree):
         for name in [*names, *files]:
-            os.utime(Path(directory, name), (epoch, epoch), follow_symlinks=False)
-    os.utime(tree, (epoch, epoch))
+            os.utime(Path(directory, name), (_INITRD_TIME, _INITRD_TIME), follow_symlinks=False)
+    os.utime(tree, (_INITRD_TIME, _INITRD_TIME))
     script = (
         "set -o pipefail; cd /work/initrd; find . -print0 | LC_ALL=C sort -z |"
         " cpio --quiet -0 -o -H newc --reproducible -R 0:0 > /work/initrd.cpio"
     )
     tools.run(["bash", "-c", script], work=work, epoch=epoch)
-    compress(work, "initrd", "initrd.cpio", "initrd.zst", tools)
-    shutil.move(work / "initrd.zst", target)
+    frames.encode(work / "initrd.cpio", target, tools.library("libzstd.so.1"))
 
 
 def make_uki(

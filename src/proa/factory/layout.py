@@ -18,6 +18,7 @@ from proa.wire.payload import (
     Copy,
     Drop,
     Encode,
+    Frame,
     Hold,
     Item,
     Patch,
@@ -32,7 +33,7 @@ from proa.wire.payload import (
 # memory, and fetches again at most when it was interrupted.
 GROUP = 3 << 20
 
-FILES, META = 0, 1  # lanes
+FILES, META, INNER = 0, 1, 2  # lanes
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,29 @@ class _Held:
     taken: int | None = None
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's file: what is before its frame, in it, and behind it. All extents of the file.
+
+    ``parameters`` are the frame's. Each part comes with its source.
+    """
+
+    head: tuple[patches.Made, Source | None]
+    inner: tuple[patches.Made, Source | None]
+    tail: tuple[patches.Made, Source | None]
+    frame: int
+    parameters: tuple[tuple[int, int], ...]
+    extents: int
+
+
 @dataclass
 class Group:
     """A group as it grows. ``streams`` holds (control, diff, extra) of each lane."""
 
     sources: list[Source] = field(default_factory=list)
-    lanes: tuple[list[Item], ...] = field(default_factory=lambda: ([], []))
+    lanes: tuple[list[Item], ...] = field(default_factory=lambda: ([], [], []))
     streams: tuple[tuple[bytearray, ...], ...] = field(
-        default_factory=lambda: tuple(tuple(bytearray() for _ in range(3)) for _ in range(2))
+        default_factory=lambda: tuple(tuple(bytearray() for _ in range(3)) for _ in range(3))
     )
     steps: list[Step] = field(default_factory=list)
     meta: bytearray = field(default_factory=bytearray)
@@ -219,10 +235,19 @@ class Group:
         in_lane = self.file is file and self.next <= index < self.end
         return in_lane or (file.sha256, index) in self.held
 
-    def begin(self, file: File, first: int, made: patches.Made, source: Source | None) -> None:
+    def begin(
+        self, file: File, first: int, made: patches.Made | Kernel, source: Source | None
+    ) -> None:
         """Put the patch that gives ``file`` from extent ``first`` on into the lane of files."""
         self.put_aside(self.end)
-        self.add(FILES, source, made)
+        if isinstance(made, Kernel):
+            self.add(FILES, made.head[1], made.head[0])
+            self.add(INNER, made.inner[1], made.inner[0])
+            plain = made.inner[0].size
+            self.lanes[FILES].append(Frame(INNER, plain, made.frame, made.parameters))
+            self.add(FILES, made.tail[1], made.tail[0])
+        else:
+            self.add(FILES, source, made)
         self.file, self.next, self.end = file, first, first + made.extents
 
     def take(self, file: File, index: int) -> None:
@@ -268,7 +293,7 @@ class Group:
 def group_up(
     parts: Sequence[Part],
     new: Usr,
-    patch_for: Callable[[File, int], tuple[int, patches.Made, Source | None]],
+    patch_for: Callable[[File, int], tuple[int, patches.Made | Kernel, Source | None]],
 ) -> Iterator[Group]:
     """Yield the groups that lay out ``parts``.
 

@@ -53,6 +53,21 @@ def make(old: bytes, new: bytes, *, predict: bool = True) -> Patch:
     return made
 
 
+def make_from_part(old: bytes, start: int, new: bytes) -> Patch:
+    """Return a patch over the whole of ``old`` that only looks at what lies behind ``start``."""
+    found = _match(old[start:], new)
+    places = [at + start for at in found.old]
+    return from_copies(old, new, wire.Copies(found.length, places, found.new, found.extra))
+
+
+def from_copies(old: bytes, new: bytes, copies: wire.Copies) -> Patch:
+    """Return the patch with these copies, which the caller knows of, verified by applying it."""
+    made = _encode(wire.PLAIN, b"", copies, old, new, None)
+    if apply(made, old, len(new)) != new:
+        raise AssertionError("a patch does not make the file that it was made for")
+    return made
+
+
 def apply(patch: Patch, old: bytes, new_size: int) -> bytes:
     """Return the new file: the decoder on byte strings."""
     parts = wire.apply(

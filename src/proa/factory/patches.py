@@ -97,6 +97,17 @@ def make(old: bytes, new: bytes, extents: Sequence[int]) -> list[Made]:
     return [_part(old, new, *cut) for cut in _cuts(extents, -(-len(new) // parts))]
 
 
+def make_whole(old: bytes, new: bytes) -> Made:
+    """Return one patch, whatever it comes to."""
+    return wrap(patch.make(old, new), 1, len(new))
+
+
+def wrap(made: patch.Patch, extents: int, size: int) -> Made:
+    """Return a patch with its weight."""
+    weight = sum(len(zlib.compress(data, 1)) for data in (made.control, made.diff, made.extra))
+    return Made(extents, size, made.control, made.diff, made.extra, weight)
+
+
 def _cuts(extents: Sequence[int], size: int) -> list[tuple[int, int, int]]:
     """Cut into (number of extents, start, end) of about ``size`` bytes."""
     cuts, count, start, end = [], 0, 0, 0
@@ -110,6 +121,4 @@ def _cuts(extents: Sequence[int], size: int) -> list[tuple[int, int, int]]:
 
 def _part(old: bytes, new: bytes, extents: int, start: int, end: int) -> Made:
     wanted = new[start:end]
-    made = patch.make(old, wanted, predict=len(wanted) == len(new))
-    weight = sum(len(zlib.compress(data, 1)) for data in (made.control, made.diff, made.extra))
-    return Made(extents, len(wanted), made.control, made.diff, made.extra, weight)
+    return wrap(patch.make(old, wanted, predict=len(wanted) == len(new)), extents, len(wanted))

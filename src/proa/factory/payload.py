@@ -19,22 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from proa.factory import boot_payload, compare, patches
+from proa.factory import boot_payload, compare, frames, patch, patches
 from proa.factory.compare import File, Region, Usr
-from proa.factory.layout import META, Cluster, Group, Part, group_up, lay_out, pack_group
-from proa.wire import manifest, verity
+from proa.factory.layout import META, Cluster, Group, Kernel, Part, group_up, lay_out, pack_group
+from proa.wire import bzimage, manifest, verity
 from proa.wire import payload as form
-from proa.wire.codec import Codec, Encoding
+from proa.wire.codec import Codec, CodecError, Encoding
 from proa.wire.erofs import Extent
 from proa.wire.errors import UserError
 from proa.wire.manifest import Manifest
-from proa.wire.payload import Image, Source
+from proa.wire.payload import Image, Inner, Source
 from proa.wire.unpack import Workshop, unpack
 
 Report = Callable[[str], None]
 
 # Bytes of a file that are put aside at most for a piece of it that comes first.
 _MOST_ASIDE = 1 << 20
+
+# Frames with a larger window cannot be unpacked in the machine's memory: 8 MiB, as a power of two.
+_MAX_WINDOW_LOG = 23
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
         with blobs.open("w+b") as body:
             usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
             report("describing the boot image")
-            boot = boot_payload.group(old.uki if old else None, new.uki, new_usr, encoding)
+            boot = boot_payload.group(
+                old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
+            )
             uki = [_written(body, boot[0], boot[1])]
             head = _head(old, new, tools, encoding, usr, uki, old_usr)
             report("taking the payload apart again, to compare every byte")
@@ -140,6 +145,7 @@ class _Patches:
         self._report = report
         self._counterparts = compare.counterparts(old, new) if old else {}
         self._made: dict[tuple[bytes, int], patches.Made] = {}
+        self._kernels: dict[bytes, Kernel] = {}
         self.old_meta = _meta_source(old) if old else None
         self.old_meta_bytes = (
             b"".join(old.read(e.physical, e.stored) for e in self.old_meta.extents)
@@ -150,6 +156,10 @@ class _Patches:
     def prepare(self, parts: Sequence[Part]) -> None:
         """Make all patches of the files that ``parts`` name."""
         files = {part.file.sha256: part.file for part in parts if isinstance(part, Cluster)}
+        for digest, file in list(files.items()):
+            if file.paths[0].endswith("/vmlinuz") and (kernel := self._kernel(file)) is not None:
+                self._kernels[digest] = kernel
+                del files[digest]
         missing: dict[bytes, Future[list[patches.Made]]] = {}
         for digest, file in files.items():
             kept = patches.load(self._tools.store, self._key(file))
@@ -164,6 +174,51 @@ class _Patches:
             patches.keep(self._tools.store, self._key(file), made)
             self._take(file, made)
             self._report(f"patches: {done} of {len(missing)} made ({file.paths[0]})")
+
+    def _kernel(self, file: File) -> Kernel | None:
+        """Return how a kernel is made through what is in it, if both kernels can be unpacked."""
+        before = self._counterparts.get(file.sha256)
+        if self.old is None or before is None:
+            return None
+        old, new = self.old.plain(before.extents), self.new.plain(file.extents)
+        try:
+            was, now = bzimage.locate(old), bzimage.locate(new)
+            old_inner = self._unpack(old[was.offset : was.frame_end])
+            new_inner = self._unpack(new[now.offset : now.frame_end])
+            again = self.new.codec.zstd.encode_with([new_inner], frames.PARAMETERS, len(new_inner))
+            if b"".join(again) != new[now.offset : now.frame_end]:
+                return None
+        except (bzimage.BzImageError, CodecError):
+            return None
+        self._report("comparing the kernels")
+        source = Source(Image.OLD_USR, before.extents)
+        inner = Source(
+            Image.OLD_USR, before.extents, Inner(was.offset, was.frame_size, len(old_inner))
+        )
+        head, tail = new[: now.offset], new[now.frame_end :]
+        # What is behind the frame is some 200 kB of code that hardly changes.
+        behind = patches.wrap(patch.make_from_part(old, was.frame_end, tail), 1, len(tail))
+        return Kernel(
+            head=(self._one(old[: was.offset], head), source),
+            inner=(self._one(old_inner, new_inner), inner),
+            tail=(behind, source),
+            frame=now.frame_size,
+            parameters=frames.PARAMETERS,
+            extents=len(file.extents),
+        )
+
+    def _unpack(self, frame: bytes) -> bytes:
+        return b"".join(self.new.codec.zstd.decode_frame([frame], _MAX_WINDOW_LOG))
+
+    def _one(self, old: bytes, new: bytes) -> patches.Made:
+        """Return one patch, from the store if it is there."""
+        hashes = [hashlib.sha256(data).digest() for data in (old, new)]
+        key = patches.key(hashes[0] if old else None, hashes[1])
+        made = patches.load(self._tools.store, key)
+        if made is None or len(made) != 1:
+            made = [self._pool.submit(patches.make_whole, old, new).result()]
+            patches.keep(self._tools.store, key, made)
+        return made[0]
 
     def _key(self, file: File) -> str:
         old = self._counterparts.get(file.sha256)
@@ -181,11 +236,13 @@ class _Patches:
             self._made[file.sha256, index] = part
             index += part.extents
 
-    def find(self, file: File, index: int) -> tuple[int, patches.Made, Source | None]:
+    def find(self, file: File, index: int) -> tuple[int, patches.Made | Kernel, Source | None]:
         """Return a patch that gives extent ``index`` of ``file``: from which extent on it gives
         the file, the patch itself, and what it is made from. Each is given once."""
         old = self._counterparts.get(file.sha256)
         source = Source(Image.OLD_USR, old.extents) if old else None
+        if file.sha256 in self._kernels and index == 0:
+            return 0, self._kernels.pop(file.sha256), source
         for (digest, first), made in self._made.items():
             if digest == file.sha256 and first <= index < first + made.extents:
                 before = sum(extent.plain for extent in file.extents[first:index])

@@ -74,11 +74,15 @@ DEFAULT_LIFETIMES = Lifetimes()
 
 @dataclass(frozen=True)
 class Published:
-    """What :func:`publish` did. ``new`` is false if the same bytes were there already."""
+    """What :func:`publish` did. ``new`` is false if the same bytes were there already.
+
+    ``channels`` are those that the release is meant for; none named means any.
+    """
 
     version: str
     files: Mapping[str, int]
     new: bool
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,18 +152,18 @@ def publish(
                 code=TAKEN_EXIT,
             )
         if old and f"{name}/{MANIFEST}" in old.targets:
-            return Published(name, files, new=False)
+            return Published(name, files, False, contents.channels)
         signing = _Signing(keys_dir, roots, state, now, lifetimes, passphrase)
         metadata = signing.files(add_release(old, targets))
         if dry_run:
-            return Published(name, files, new=True)
+            return Published(name, files, True, contents.channels)
         atomic.sweep(repository)
         for file, target in payload.items():
             report(f"copying {file}")
             _place(release / file, repository / "targets" / name, file, target)
         report("writing the metadata")
         _write_metadata(repository, metadata)
-    return Published(name, files, new=True)
+    return Published(name, files, True, contents.channels)
 
 
 def withdraw(
