@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from proa import paths
-from proa.factory import archive, image, recipe, sdk, tree
+from proa.factory import build, image, recipe
+from proa.factory import cache as caches
 from proa.wire import codec, verity
 from proa.wire.codec import Algorithm, Codec, Encoding
 from proa.wire.erofs import Image, PlainFile
@@ -38,12 +39,8 @@ class Packed:
 @pytest.fixture(scope="module", params=["zstd", "lz4"])
 def packed(request: pytest.FixtureRequest) -> Iterator[Packed]:
     cache = paths.cache_dir()
-    mirrors = archive.find_mirrors()
-    snapshot = archive.current_snapshot(mirrors, cache)
-    tools = sdk.ensure(cache, mirrors, snapshot, print)
-    packages = recipe.load(recipe.DEFAULT).packages
-    tar = tree.ensure(packages, tools, cache, mirrors, snapshot, print)
-    with sdk.scratch(cache) as work:
+    _, tools, tar = build.prepare(recipe.load(recipe.DEFAULT).packages, cache, print)
+    with caches.scratch(cache) as work:
         out = work / "out"
         out.mkdir()
         (work / "tree").mkdir()

@@ -41,7 +41,7 @@ def _noise(name: str, size: int) -> bytes:
     return shake_256(name.encode()).digest(size)
 
 
-def _text(name: str, size: int) -> bytes:
+def text(name: str, size: int) -> bytes:
     """Words in an order that does not repeat: a third of the size when it is compressed."""
     return b" ".join(_WORDS[n % len(_WORDS)] for n in _noise(name, size // 3))[:size]
 
@@ -49,18 +49,18 @@ def _text(name: str, size: int) -> bytes:
 FILES: dict[str, bytes] = {
     "empty": b"",
     "tiny": b"a\n",
-    "small": _text("small", 3000),
-    "block": _text("block", 4096),
+    "small": text("small", 3000),
+    "block": text("block", 4096),
     "block-noise": _noise("block", 4096),
     "noise": _noise("noise", 5000),
-    "text": _text("text", 24_000),
+    "text": text("text", 24_000),
     "hex": _noise("hex", 9000).hex().encode(),
     "zeros": bytes(300_000),
-    "mixed": _noise("1", 12_000) + _text("2", 9000) + bytes(9000) + _text("3", 5000) + b"end",
+    "mixed": _noise("1", 12_000) + text("2", 9000) + bytes(9000) + text("3", 5000) + b"end",
     # Many indexes, few bytes.
     "lines": b"".join(b"line %d of many that are much the same\n" % n for n in range(12_000)),
     "d/e/f/deep": b"deep\n",
-    "d/setuid": _text("setuid", 5000),
+    "d/setuid": text("setuid", 5000),
     **{f"many/file-{n:03}": b"%d\n" % n for n in range(300)},
 }
 SYMLINKS = {"link": "tiny", "d/long-link": "../" + "x" * 200}

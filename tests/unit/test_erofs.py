@@ -101,7 +101,9 @@ def test_a_plain_file_is_read_anywhere_in_any_size(codec: Codec) -> None:
     @settings(max_examples=200)
     def check(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(["mixed", "hex", "lines", "tiny", "empty"]))
-        plain = PlainFile(image._read, of[path], codec, cache=data.draw(st.sampled_from([0, 1 << 20])))
+        plain = PlainFile(
+            image._read, of[path], codec, cache=data.draw(st.sampled_from([0, 1 << 20]))
+        )
         for _ in range(3):
             offset = data.draw(st.integers(0, plain.size + 10))
             size = data.draw(st.integers(0, plain.size + 10))

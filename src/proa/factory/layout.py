@@ -6,7 +6,7 @@ The outcome is groups: pieces of the output, in order, each with the patches tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from proa.factory import compare, pack, patches

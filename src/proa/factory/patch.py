@@ -9,6 +9,9 @@ moved looks the same in both shadows, and so do tables of nothing but references
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import bsdiff4.core
@@ -23,6 +26,9 @@ Ints = NDArray[np.int64]
 # Differences that are this near are one run: the zeros between them cost less than a number.
 JOIN = 1
 
+# Copies with fewer equal bytes than this cost more than they save.
+FLOOR = 12
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -34,15 +40,28 @@ class Patch:
     kind: int
 
 
-def make(old: bytes, new: bytes, *, predict: bool = True) -> Patch:
+@dataclass(frozen=True)
+class Kernel:
+    """What the BTF of all modules of two kernels has in common.
+
+    ``steps`` are (old number, end, new - old) of the kernel's own types and strings, counted from
+    :data:`proa.wire.patch.BTF_TYPES` and :data:`~proa.wire.patch.BTF_STRINGS`. Every module's
+    patch carries them, so that it stands alone; compressed together they cost nothing.
+    """
+
+    steps: tuple[tuple[int, int, int], ...] = ()
+
+
+def make(old: bytes, new: bytes, *, predict: bool = True, kernel: Kernel | None = None) -> Patch:
     """Return the patch that makes ``new`` from ``old``, verified by applying it.
 
-    With ``predict`` off, the files are taken as plain bytes even if they are ELF.
+    With ``predict`` off, the files are taken as plain bytes even if they are ELF. ``kernel`` is
+    what :func:`learn` found in all modules of the same two kernels.
     """
     made = None
     if predict:
         try:
-            made = _make_elf(old, new)
+            made = _make_elf(old, new, kernel)
         except wire.PatchError:
             made = None
     if made is None:
@@ -115,26 +134,57 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
         to.append(made)
         at += count + seek
         made += count + more
+    return _prune(wire.Copies(length, place, to, extra), old, new, FLOOR)
+
+
+def _prune(copies: wire.Copies, old: bytes, new: bytes, floor: int) -> wire.Copies:
+    """Drop the copies that have fewer than ``floor`` equal bytes: new bytes are cheaper.
+
+    They are also the ones most likely to be there by chance, and to mislead the address map.
+    """
+    one, two = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
+    length, place, to, extra = [0], [0], [0], [0]
+    for count, start, made, more in zip(
+        copies.length, copies.old, copies.new, copies.extra, strict=True
+    ):
+        if count >= floor and (
+            count >= 4 * floor
+            or np.count_nonzero(one[start : start + count] == two[made : made + count]) >= floor
+        ):
+            length.append(count)
+            place.append(start)
+            to.append(made)
+            extra.append(more)
+        else:
+            extra[-1] += count + more
     return wire.Copies(length, place, to, extra)
 
 
-def _make_elf(old: bytes, new: bytes) -> Patch:
-    old_layout = wire.read_layout(reader(old), len(old))
-    new_layout = wire.read_layout(reader(new), len(new))
+def _make_elf(old: bytes, new: bytes, kernel: Kernel | None) -> Patch:
+    old_btf, new_btf = _module_btf(old), _module_btf(new)
+    if old_btf is None or new_btf is None:
+        old_btf = new_btf = None
+    elif kernel is None:
+        kernel = learn([(old, new)])
+    strings = old_btf.kernel_strings if old_btf else 0
+    old_layout = wire.read_layout(reader(old), len(old), strings)
+    new_layout = wire.read_layout(reader(new), len(new), new_btf.kernel_strings if new_btf else 0)
     old_fields = _fields(old, old_layout)
     new_fields = _fields(new, new_layout)
-    more = _steps(old_layout, new_layout)
     copies = _match(
-        _content_labels(old, old_layout, old_fields), _content_labels(new, new_layout, new_fields)
+        _content_labels(old, old_layout, old_fields, old_btf),
+        _content_labels(new, new_layout, new_fields, new_btf),
     )
+    more = _steps(copies, kernel, old_btf, new_btf)
     addresses = _addresses(copies, old_layout, new_layout, more)
     copies = _match(
         _address_labels(old, old_layout, old_fields, addresses),
         _address_labels(new, new_layout, new_fields, None),
     )
+    more = _steps(copies, kernel, old_btf, new_btf)
     addresses = _addresses(copies, old_layout, new_layout, more)
     predicted = _predict(copies, old, old_layout, new_layout, addresses)
-    header = _elf_header(new_layout, more)
+    header = _elf_header(new_layout, strings, more)
     return _encode(wire.ELF, header, copies, old, new, predicted)
 
 
@@ -145,10 +195,6 @@ def _addresses(
     more: list[tuple[int, int, int]],
 ) -> wire.AddressMap:
     return wire.AddressMap(wire.address_steps(copies, old.segments, new.segments, more))
-
-
-def _steps(old: wire.Layout, new: wire.Layout) -> list[tuple[int, int, int]]:
-    return []
 
 
 def _predict(
@@ -167,6 +213,146 @@ def _predict(
             shift = place + new_layout.segments.bias(place) - at - layout.segments.bias(at)
             out.append(bytes(wire.predict(layout, addresses, at, piece, shift)))
     return b"".join(out)
+
+
+# --- BTF ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ModuleBtf:
+    """A module's BTF: where it is in the file, and how many numbers are the kernel's own.
+
+    Types above ``kernel_types`` and string offsets from ``kernel_strings`` on are the module's.
+    """
+
+    offset: int
+    data: bytes
+    btf: wire.Btf
+    kernel_types: int
+    kernel_strings: int
+
+
+def _module_btf(file: bytes) -> _ModuleBtf | None:
+    """Return the BTF of a kernel module, None if it has none or what is not a module's."""
+    sections = wire.read_layout(reader(file), len(file)).sections
+    section = next((s for s in sections if s.name == b".BTF"), None)
+    if section is None or section.size > wire.MAX_BTF:
+        return None
+    data = file[section.offset : section.end]
+    btf = wire.read_btf(data)
+    fields = np.array(btf.fields, np.int64)
+    if not len(fields):
+        return None
+    values = _words(data, fields)
+    is_type = np.frombuffer(btf.is_type, np.uint8) == 1
+    # The last string is there because something is called by it.
+    last = data.rfind(b"\0", btf.strings, btf.strings + btf.strings_size - 1) + 1 - btf.strings
+    kernel_strings = int(values[~is_type].max()) - max(last, 0)
+    # A function follows its prototype (kinds 12 and 13), so it tells the number of the type
+    # before it.
+    kinds = np.frombuffer(btf.kinds, np.uint8)
+    records = np.array(btf.records, np.int64)
+    functions = np.flatnonzero((kinds[1:] == 12) & (kinds[:-1] == 13)) + 1
+    if not len(functions) or kernel_strings <= 0:
+        return None
+    firsts = _words(data, records[functions] + 8) - functions
+    votes, counts = np.unique(firsts, return_counts=True)
+    kernel_types = int(votes[np.argmax(counts)])
+    if kernel_types <= 0:
+        return None
+    return _ModuleBtf(section.offset, data, btf, kernel_types, kernel_strings)
+
+
+def _words(data: bytes, at: Ints) -> Ints:
+    """Return the little-endian words of 32 bits at the given places."""
+    raw = np.frombuffer(data, np.uint8).astype(np.int64)
+    return raw[at] | raw[at + 1] << 8 | raw[at + 2] << 16 | raw[at + 3] << 24
+
+
+def learn(pairs: Iterable[tuple[bytes, bytes]]) -> Kernel:
+    """Find how the numbers of the kernel's own types and strings changed.
+
+    ``pairs`` are the old and new files of one kernel's modules; others are passed over.
+    """
+    votes: dict[int, Counter[int]] = defaultdict(Counter)
+    for old, new in pairs:
+        try:
+            old_btf, new_btf = _module_btf(old), _module_btf(new)
+        except wire.PatchError:
+            continue
+        if old_btf is not None and new_btf is not None:
+            _vote(old_btf, new_btf, votes)
+    steps: list[tuple[int, int, int]] = []
+    for number in sorted(votes):
+        (delta, _), *_ = votes[number].most_common(1)
+        if steps and steps[-1][2] == delta:
+            steps[-1] = (steps[-1][0], number + 1, delta)
+        else:
+            steps.append((number, number + 1, delta))
+    return Kernel(tuple(steps))
+
+
+def _vote(old: _ModuleBtf, new: _ModuleBtf, votes: dict[int, Counter[int]]) -> None:
+    """Count which number of the old kernel stands where which of the new one does."""
+    sides = []
+    for side in (old, new):
+        region = wire.btf_region(side.data, 0, 0, side.kernel_strings)
+        layout = wire.Layout(wire.Segments((), 0), [region])
+        fields = _fields(side.data, layout)
+        alone = dataclasses.replace(side, offset=0)
+        sides.append((fields, _content_labels(side.data, layout, fields, alone)))
+    (old_fields, old_shadow), (new_fields, new_shadow) = sides
+    copies = _match(old_shadow, new_shadow)
+    went = _went(copies, len(old.data))[old_fields.at]
+    index = np.minimum(np.searchsorted(new_fields.at, went), len(new_fields.at) - 1)
+    target, became = old_fields.target, new_fields.target[index]
+    good = (new_fields.at[index] == went) & (target >= wire.BTF_TYPES)
+    good &= (target >= wire.BTF_STRINGS) == (became >= wire.BTF_STRINGS)
+    good &= (became >= wire.BTF_TYPES) & (target < wire.BTF_STRINGS + old.kernel_strings)
+    # A module's own types are no news of the kernel's.
+    for side, number in ((old, target), (new, became)):
+        own = (number > wire.BTF_TYPES + side.kernel_types) & (number < wire.BTF_STRINGS)
+        good &= ~own
+    for number, now in zip(target[good].tolist(), became[good].tolist(), strict=True):
+        votes[number][now - number] += 1
+
+
+def _went(copies: wire.Copies, size: int) -> Ints:
+    """Return for each byte of the old file where it went in the new one, -1 for nowhere."""
+    went = np.full(size, -1, np.int64)
+    for length, start, to in zip(copies.length, copies.old, copies.new, strict=True):
+        went[start : start + length] = np.arange(to, to + length)
+    return went
+
+
+def _steps(
+    copies: wire.Copies, kernel: Kernel | None, old: _ModuleBtf | None, new: _ModuleBtf | None
+) -> list[tuple[int, int, int]]:
+    """Return the steps of the address map that the copies do not say."""
+    if old is None or new is None or kernel is None:
+        return []
+    steps = list(kernel.steps)
+    records = np.array(old.btf.records, np.int64)
+    went = np.full(len(records), -1, np.int64)
+    starts = records + old.offset
+    for length, start, to in zip(copies.length, copies.old, copies.new, strict=True):
+        low, high = np.searchsorted(starts, (start, start + length))
+        went[low:high] = starts[low:high] - start + to
+    became = {at + new.offset: number for number, at in enumerate(new.btf.records)}
+    own: list[tuple[int, int, int]] = []
+    for number, place in enumerate(went.tolist()):
+        now = became.get(place)
+        if now is None or old.btf.kinds[number] != new.btf.kinds[now]:
+            continue
+        first = wire.BTF_TYPES + old.kernel_types + 1 + number
+        delta = now + new.kernel_types - number - old.kernel_types
+        if own and own[-1][2] == delta:
+            own[-1] = (own[-1][0], first + 1, delta)
+        else:
+            own.append((first, first + 1, delta))
+    strings = new.offset + new.btf.strings - old.offset - old.btf.strings
+    strings -= new.kernel_strings - old.kernel_strings
+    return sorted([*steps, *own, (wire.BTF_OWN, wire.BTF_OWN + 1, strings)])
 
 
 # --- shadows --------------------------------------------------------------------------------------
@@ -198,7 +384,9 @@ def _write(shadow: Bytes, fields: _Fields, labels: Ints) -> None:
             )
 
 
-def _content_labels(data: bytes, layout: wire.Layout, fields: _Fields) -> bytes:
+def _content_labels(
+    data: bytes, layout: wire.Layout, fields: _Fields, btf: _ModuleBtf | None
+) -> bytes:
     """Return the shadow whose labels are hashes of the bytes around each target."""
     shadow = np.frombuffer(data, np.uint8).copy()
     zero = np.zeros(len(fields.at), np.int64)
@@ -210,6 +398,12 @@ def _content_labels(data: bytes, layout: wire.Layout, fields: _Fields) -> bytes:
     chosen = fields.form == wire.WORD
     names[fields.at[chosen]] = np.where(offsets[chosen] < 0, -1, offsets[chosen])
     indirect = np.isin(fields.form, (wire.INDEX, wire.SECTION)) & (offsets >= 0)
+    if btf is not None:
+        number = fields.target - wire.BTF_TYPES - btf.kernel_types - 1
+        own = (number >= 0) & (number < len(btf.btf.records))
+        records = np.array(btf.btf.records, np.int64) + btf.offset
+        offsets[own] = records[number[own]]
+        indirect |= own
     named = np.where(indirect, names[offsets], -1)
     offsets = np.where(named >= 0, named, offsets)
     hashes = np.zeros(len(offsets), np.uint64)
@@ -326,14 +520,14 @@ def _numbers(values: Ints) -> bytes:
     return out.tobytes()
 
 
-def _elf_header(new: wire.Layout, more: list[tuple[int, int, int]]) -> bytes:
+def _elf_header(new: wire.Layout, btf_strings: int, more: list[tuple[int, int, int]]) -> bytes:
     relocatable = new.segments.unloaded == 0
     out = [_number(int(relocatable)), _number(len(new.segments.loads))]
     at = 0
     for start, size, bias in new.segments.loads:
         out += [_number(start - at), _number(size), _signed(bias)]
         at = start
-    out.append(_number(len(more)))
+    out += [_number(btf_strings), _number(len(more))]
     at = 0
     for start, end, delta in more:
         out += [_number(start - at), _number(end - start), _signed(delta)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from proa.factory import patch
 from proa.wire.bytecode import PayloadError, Reader, Writer
+from proa.wire.payload import MAX_CONTROL
 
 # A patch that comes to more than this, packed, is made in parts: a machine holds one in memory.
 LIMIT = 5 << 20
@@ -91,9 +92,9 @@ def make(old: bytes, new: bytes, extents: Sequence[int]) -> list[Made]:
     if not old:
         return [_part(b"", new, *cut) for cut in _cuts(extents, LITERAL)]
     whole = _part(old, new, len(extents), 0, len(new))
-    if whole.weight <= LIMIT:
+    if whole.weight <= LIMIT and len(whole.control) <= MAX_CONTROL:
         return [whole]
-    parts = -(-whole.weight // (LIMIT // 2))
+    parts = -(-max(whole.weight, len(whole.control)) // (LIMIT // 2))
     return [_part(old, new, *cut) for cut in _cuts(extents, -(-len(new) // parts))]
 
 

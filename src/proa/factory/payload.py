@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from proa.factory import boot_payload, compare, frames, patch, patches
+from proa.factory import boot_payload, compare, frames, patch, patches, payload_file
+from proa.factory.boot_recipe import RecipeError
 from proa.factory.compare import File, Region, Usr
 from proa.factory.layout import META, Cluster, Group, Kernel, Part, group_up, lay_out, pack_group
 from proa.wire import bzimage, manifest, verity
@@ -29,7 +30,6 @@ from proa.wire.erofs import Extent
 from proa.wire.errors import UserError
 from proa.wire.manifest import Manifest
 from proa.wire.payload import Image, Inner, Source
-from proa.wire.unpack import Workshop, unpack
 
 Report = Callable[[str], None]
 
@@ -103,7 +103,7 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
     parts = lay_out(old_usr, new_usr, encoding)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        ProcessPoolExecutor(tools.workers) as pool,
+        _pool(tools.workers) as pool,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
     ):
         source = _Patches(old_usr, new_usr, tools, pool, report)
@@ -112,9 +112,12 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
         with blobs.open("w+b") as body:
             usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
             report("describing the boot image")
-            boot = boot_payload.group(
-                old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
-            )
+            try:
+                boot = boot_payload.group(
+                    old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
+                )
+            except RecipeError as error:
+                raise UserError(f"the boot image of {new.directory}: {error}") from None
             uki = [_written(body, boot[0], boot[1])]
             head = _head(old, new, tools, encoding, usr, uki, old_usr)
             report("taking the payload apart again, to compare every byte")
@@ -128,6 +131,29 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
                     file.write(piece)
             finished.replace(out)
     return head
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes to work in, which are gone at once if the body is stopped (Ctrl-C, SIGTERM)."""
+    pool = ProcessPoolExecutor(workers, initializer=_leave_signals_to_the_parent)
+    try:
+        yield pool
+    except BaseException:
+        # Nothing that they are making is worth waiting for, and no public method says so.
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _leave_signals_to_the_parent() -> None:
+    # A terminal sends Ctrl-C to all of them, and each would tell of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _encoding(release: Release) -> Encoding:
@@ -162,7 +188,7 @@ class _Patches:
                 del files[digest]
         missing: dict[bytes, Future[list[patches.Made]]] = {}
         for digest, file in files.items():
-            kept = patches.load(self._tools.store, self._key(file))
+            kept = self._kept(file)
             if kept is not None:
                 self._take(file, kept)
             else:
@@ -171,9 +197,16 @@ class _Patches:
         for done, future in enumerate(as_completed(waiting), start=1):
             file = files[waiting[future]]
             made = future.result()
-            patches.keep(self._tools.store, self._key(file), made)
+            if file.sha256 in self._counterparts:
+                patches.keep(self._tools.store, self._key(file), made)
             self._take(file, made)
             self._report(f"patches: {done} of {len(missing)} made ({file.paths[0]})")
+
+    def _kept(self, file: File) -> list[patches.Made] | None:
+        """Return a kept patch. One from nothing is the file itself, and is not worth keeping."""
+        if file.sha256 not in self._counterparts:
+            return None
+        return patches.load(self._tools.store, self._key(file))
 
     def _kernel(self, file: File) -> Kernel | None:
         """Return how a kernel is made through what is in it, if both kernels can be unpacked."""
@@ -355,29 +388,9 @@ def _check(
             files[Image.OLD_USR] = stack.enter_context(old.usr.open("rb"))
             files[Image.OLD_UKI] = stack.enter_context(old.uki.open("rb"))
         for name, built in ((manifest.USR, head.usr), (manifest.UKI, head.uki)):
-            made = apply(built, body, files, tools.codec())
+            made = payload_file.make_output(built, body, files, tools.codec())
             if made != built.sha256:
                 raise UserError(
                     f"the payload does not give {name} of {new.manifest.version}",
                     hint="this is a fault in proa; nothing was written",
                 )
-
-
-def apply(
-    built: form.Built,
-    body: BinaryIO,
-    files: Mapping[Image, BinaryIO],
-    codec: Codec,
-    write: Callable[[bytes], object] = len,
-) -> bytes:
-    """Take an output out of its groups, from ``body`` on; return the sha256 of what came out."""
-
-    def read(image: Image, offset: int, size: int) -> bytes:
-        return os.pread(files[image].fileno(), size, offset)
-
-    digest = hashlib.sha256()
-    for group in built.groups:
-        for piece in unpack(body.read(group.size), Workshop(read, codec, tempfile.TemporaryFile)):
-            digest.update(piece)
-            write(piece)
-    return digest.digest()

@@ -15,8 +15,10 @@ class PayloadError(ValueError):
 class Reader:
     """Reads one structure from front to back. Raises :class:`PayloadError`, never anything else."""
 
-    def __init__(self, data: bytes, what: str) -> None:
+    def __init__(self, data: bytes, what: str, entries: int = 1 << 20) -> None:
+        """``entries`` is the most that all counts come to together."""
         self._data = data
+        self._entries = self._most_entries = entries
         self._position = 0
         self._what = what
 
@@ -42,7 +44,7 @@ class Reader:
 
     def signed(self, name: str, most: int) -> int:
         """Return a number from ``-most`` to ``most``."""
-        coded = self.number(name, 2 * most + 1)
+        coded = self.number(name, 2 * most)
         return -(coded + 1 >> 1) if coded & 1 else coded >> 1
 
     def size(self, name: str, most: int) -> int:
@@ -64,6 +66,9 @@ class Reader:
     def count(self, name: str, least: int, most: int = 1 << 20) -> int:
         """Return how many entries follow, each of which has at least ``least`` bytes."""
         found = self.number(name, most)
+        if found > self._entries:
+            raise PayloadError(f"{self._what} has more than {self._most_entries} entries")
+        self._entries -= found
         if found * least > self.left:
             raise PayloadError(f"{self._what}: {found} {name} do not fit into {self.left} bytes")
         return found

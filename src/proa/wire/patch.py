@@ -35,6 +35,7 @@ MAX_FILE = 1 << 40
 MAX_COPIES = 1 << 22
 MAX_SECTIONS = 4096
 MAX_SEGMENTS = 64
+MAX_BTF = 8 << 20
 
 # Addresses of what is not loaded: its file offset plus this.
 UNLOADED = 1 << 60
@@ -175,8 +176,11 @@ class Region:
 class Layout:
     """Where the references of an ELF file are."""
 
-    def __init__(self, segments: Segments, regions: Iterable[Region]) -> None:
+    def __init__(
+        self, segments: Segments, regions: Iterable[Region], sections: Sequence[Section] = ()
+    ) -> None:
         self.segments = segments
+        self.sections = tuple(sections)
         kept: list[Region] = []
         for region in sorted(regions, key=lambda region: region.start):
             if region.start < region.end and (not kept or region.start >= kept[-1].end):
@@ -204,6 +208,7 @@ _RELA = struct.Struct("<QQq")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _PAIR = struct.Struct("<ii")
 _I32 = struct.Struct("<i")
+_U32 = struct.Struct("<I")
 
 _ET_REL, _ET_DYN = 1, 3
 _EM_X86_64 = 62
@@ -217,6 +222,12 @@ _R_PC32, _R_PLT32 = 2, 4
 
 # Addresses of sections without content in a relocatable file.
 _NO_CONTENT = 1 << 48
+
+# Addresses of what the BTF of a kernel module counts: types, the strings of the kernel itself,
+# and one place that stands for the change in size of the kernel's own strings.
+BTF_TYPES = 1 << 52
+BTF_STRINGS = 1 << 53
+BTF_OWN = 1 << 54
 
 
 @dataclass(frozen=True)
@@ -239,8 +250,11 @@ class Section:
         return self.offset + self.size
 
 
-def read_layout(old: Reader, size: int) -> Layout:
+def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
     """Find the references of an x86-64 ELF file by its headers.
+
+    ``btf_strings`` is the size of the kernel's BTF strings, from which on the offsets in a
+    module's BTF mean its own; without it, BTF is not looked into.
 
     Raises :class:`PatchError` if it is another kind of file or its headers contradict its size.
     """
@@ -287,7 +301,7 @@ def read_layout(old: Reader, size: int) -> Layout:
         sections.append(
             Section(index, text, s_type, flags, address, offset, s_size, link, info, entry)
         )
-    regions = [*_regions(old, sections, segments, relocatable, kind, size)]
+    regions = [*_regions(old, sections, segments, relocatable, kind, size, btf_strings)]
     if shnum:
         base = segments.bias(shoff) + shoff
         string_base = sections[names].address if names < len(sections) else 0
@@ -295,7 +309,7 @@ def read_layout(old: Reader, size: int) -> Layout:
             Region(shoff, shoff + shnum * _SECTION.size, _scan_headers(string_base, relocatable))
         )
         del base
-    return Layout(segments, regions)
+    return Layout(segments, regions, sections)
 
 
 def _read(old: Reader, offset: int, count: int, size: int) -> bytes:
@@ -314,6 +328,7 @@ def _regions(
     relocatable: bool,
     kind: int,
     size: int,
+    btf_strings: int,
 ) -> Iterator[Region]:
     header = _HEADER.unpack(_read(old, 0, _HEADER.size, size))
     headers = header[6] + segments.bias(header[6])
@@ -345,6 +360,10 @@ def _regions(
         elif section.name == b".eh_frame":
             entries = _eh_frame_entries(old, section, size)
             scan = _scan_eh_frame(entries, section.address - section.offset)
+        elif section.name == b".BTF":
+            if btf_strings:
+                data = _read(old, section.offset, min(section.size, MAX_BTF), size)
+                yield btf_region(data, section.offset, section.address, btf_strings)
         elif section.type == _SHT_PROGBITS and section.flags & _SHF_EXECINSTR:
             bias = section.address - section.offset
             first, last = (section.address, section.address + section.size)
@@ -360,6 +379,11 @@ def _regions(
             and (section.flags & _SHF_WRITE or kind != _ET_DYN)
         ):
             scan = _scan_pointers(section.offset, low, high)
+        elif kind == _ET_DYN and section.name.startswith(b".rodata"):
+            code = [s for s in loaded if s.flags & _SHF_EXECINSTR]
+            if code:
+                first, last = code[0].address, code[-1].address + code[-1].size
+                scan = _scan_jump_tables(section.offset, section.address, first, last)
         if scan is not None:
             yield Region(section.offset, section.end, scan)
 
@@ -398,6 +422,99 @@ def _eh_frame_entries(old: Reader, section: Section, size: int) -> array[int]:
     return found
 
 
+# The kinds of BTF types (linux/btf.h): those whose third word is a type, the bytes that follow the
+# three words once, and for each member its bytes and where in it are a string and types.
+_BTF_HEADER = struct.Struct("<HBBIIIII")
+_BTF_TYPED = frozenset((2, 8, 9, 10, 11, 12, 13, 14, 17, 18))
+_BTF_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
+_BTF_MEMBER = {
+    4: (12, ((0, 0), (4, 1))),
+    5: (12, ((0, 0), (4, 1))),
+    6: (8, ((0, 0),)),
+    13: (8, ((0, 0), (4, 1))),
+    15: (12, ((0, 1),)),
+    19: (12, ((0, 0),)),
+}
+
+
+@dataclass(frozen=True)
+class Btf:
+    """A BTF section taken apart: all offsets are from the section's start.
+
+    ``records`` are the places of the types in order; ``fields`` the places of all references and
+    ``is_type`` whether each is one to a type or to a string.
+    """
+
+    strings: int
+    strings_size: int
+    records: array[int]
+    kinds: bytes
+    fields: array[int]
+    is_type: bytes
+
+
+def read_btf(data: bytes) -> Btf:
+    """Take a BTF section apart as far as it can be understood; never fails."""
+    records, fields = array("I"), array("I")
+    kinds, is_type = bytearray(), bytearray()
+    if len(data) < _BTF_HEADER.size:
+        return Btf(0, 0, records, b"", fields, b"")
+    magic, _, _, header, types, types_size, strings, strings_size = _BTF_HEADER.unpack_from(data)
+    at = header + types
+    end = min(at + types_size, len(data))
+    if magic != 0xEB9F or header + strings + strings_size > len(data):
+        return Btf(0, 0, records, b"", fields, b"")
+    while at + 12 <= end:
+        (info,) = _U32.unpack_from(data, at + 4)
+        kind, count = info >> 24 & 31, info & 0xFFFF
+        after = at + 12 + _BTF_FIXED.get(kind, 0)
+        width, places = _BTF_MEMBER.get(kind, (0, ()))
+        if after + width * count > end:
+            break
+        records.append(at)
+        kinds.append(kind)
+        fields.append(at)
+        is_type.append(0)
+        if kind in _BTF_TYPED:
+            fields.append(at + 8)
+            is_type.append(1)
+        elif kind == 3:
+            fields.extend((at + 12, at + 16))
+            is_type += b"\1\1"
+        if width:
+            for member in range(after, after + width * count, width):
+                for place, typed in places:
+                    fields.append(member + place)
+                    is_type.append(typed)
+        at = after + width * count
+    return Btf(header + strings, strings_size, records, bytes(kinds), fields, bytes(is_type))
+
+
+def btf_region(data: bytes, offset: int, address: int, kernel_strings: int) -> Region:
+    """Return the references of a module's BTF section, whose content is ``data``."""
+    btf = read_btf(data)
+    fields, is_type, strings = btf.fields, btf.is_type, address + btf.strings
+    unpack = _U32.unpack_from
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        first = start - offset
+        for index in range(
+            bisect_left(fields, max(first + low, 0)), bisect_left(fields, max(first + high - 3, 0))
+        ):
+            at = fields[index] - first
+            (value,) = unpack(piece, at)
+            if not value:
+                continue
+            if is_type[index]:
+                yield at, WORD, BTF_TYPES + value, ZERO
+            elif value < kernel_strings:
+                yield at, WORD, BTF_STRINGS + value, ZERO
+            else:
+                yield at, WORD, strings + value - kernel_strings, BTF_OWN
+
+    return Region(offset, offset + len(data), scan)
+
+
 # --- finding references -------------------------------------------------------------------------
 
 # Instructions with a 32-bit displacement: call, jmp, jcc, and the common operations with a
@@ -406,7 +523,8 @@ def _eh_frame_entries(old: Reader, section: Section, size: int) -> array[int]:
 _X86 = re.compile(
     rb"[\xe8\xe9]|\x0f[\x80-\x8f]"
     rb"|(?:[\x01\x03\x09\x0b\x21\x23\x29\x2b\x31\x33\x38-\x3b\x63\x80\x81\x83-\x8d\xc6\xc7"
-    rb"\xf6\xf7\xff\x69\x6b\xd1\xd3]|\x0f[\x10-\x17\x28-\x2f\x40-\x7f\xa0-\xff])"
+    rb"\xf6\xf7\xff\x69\x6b\xd1\xd3]|\x0f[\x10-\x17\x28-\x2f\x40-\x7f\xa0-\xff]"
+    rb"|(?:\xc5.|\xc4[\x01-\x03\x41-\x43\x61-\x63\x81-\x83\xc1-\xc3\xe1-\xe3].|\x62...)[\x10-\xff])"
     rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]",
     re.DOTALL,
 )
@@ -551,6 +669,28 @@ def _scan_pointers(first: int, low_address: int, high_address: int) -> Scanner:
     return scan
 
 
+def _scan_jump_tables(first: int, address: int, first_code: int, last_code: int) -> Scanner:
+    """Tables of branches in position-independent code: words counted from the table's start.
+
+    A table is known only by its words: they follow one another and lead into code.
+    """
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        words = array("i", piece[at : at + count])
+        here = start + at - first + address
+        table = previous = -1
+        for number, value in enumerate(words):
+            place = here + 4 * number
+            if value and first_code <= place + value < last_code:
+                if number != previous + 1:
+                    table = place
+                previous = number
+                yield at + 4 * number, WORD, table + value, table
+
+    return scan
+
+
 def _scan_headers(strings: int, relocatable: bool) -> Scanner:
     def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
         at, count = _records(start, low, high, low + start, 64)
@@ -627,6 +767,7 @@ class Control:
     old_size: int
     copies: Copies
     segments: Segments
+    btf_strings: int
     steps: tuple[tuple[int, int, int], ...]
     gaps: Numbers
     runs: Numbers
@@ -643,7 +784,7 @@ def read_control(control: bytes, new_size: int) -> Control:
         raise PatchError("a file is too large")
     if count > MAX_COPIES:
         raise PatchError("too many copies")
-    segments, steps = Segments(), []
+    segments, steps, btf_strings = Segments(), [], 0
     if kind == ELF:
         relocatable, loads = numbers.next(), numbers.next()
         if loads > MAX_SEGMENTS or relocatable > 1:
@@ -657,7 +798,7 @@ def read_control(control: bytes, new_size: int) -> Control:
                 raise PatchError("a segment is too large")
             places.append((at, size, bias))
         segments = Segments(tuple(places), 0 if relocatable else UNLOADED)
-        step_count = numbers.next()
+        btf_strings, step_count = numbers.next(), numbers.next()
         if step_count > MAX_COPIES:
             raise PatchError("too many steps")
         at = 0
@@ -693,7 +834,9 @@ def read_control(control: bytes, new_size: int) -> Control:
     gaps = Numbers(control, numbers.at, numbers.at + gap_bytes)
     runs = Numbers(control, numbers.at + gap_bytes, len(control))
     copies = Copies(length, old, new, extra)
-    return Control(kind, old_size, copies, segments, tuple(steps), gaps, runs, run_count)
+    return Control(
+        kind, old_size, copies, segments, btf_strings, tuple(steps), gaps, runs, run_count
+    )
 
 
 def apply(
@@ -715,7 +858,7 @@ def _apply(control: Control, diff: Stream, extra: Stream, old: Reader) -> Iterat
     copies = control.copies
     layout: Layout | None = None
     if control.kind == ELF:
-        layout = read_layout(old, control.old_size)
+        layout = read_layout(old, control.old_size, control.btf_strings)
         steps = address_steps(copies, layout.segments, control.segments, control.steps)
         addresses = AddressMap(steps)
     runs_left = control.run_count

@@ -29,11 +29,15 @@ MAX_HEAD = 1 << 20
 MAX_BLOB = 12 << 20
 MAX_SECTION = 1 << 30  # bytes of a section when unpacked; they are streamed
 MAX_PLAN = 8 << 20
+MAX_ENTRIES = 1 << 17  # sources, extents, items and steps of a plan, together
+MAX_CONTROL = 8 << 20  # of one patch; it is held as a whole
 MAX_OUTPUT = 8 << 30
 MAX_LANES = 4
 MAX_HELD = 1 << 16
 MAX_HELD_BYTES = 8 << 20
 MAX_DICTIONARY = 8 << 20
+MAX_WINDOW_LOG = 22  # of a section that is packed with zstd
+MAX_WINDOWS = 32 << 20  # of all sections of a blob, together
 MAX_CLUSTER = 8 << 20  # plain bytes of one compressed cluster
 
 
@@ -63,6 +67,12 @@ class Packing(IntEnum):
     LZMA = 1
     ZSTD = 2
 
+
+# The parameters of zstd that a frame may set, by their numbers in zstd.h, and the largest value of
+# each: window, hash and chain log (40 MiB of tables at most), search log, shortest match, target
+# length, strategy, checksum. A value of 0 is zstd's own choice. Levels and threads are not among
+# them, for what they take is not bounded.
+FRAME_PARAMETERS = {101: 23, 102: 22, 103: 22, 104: 12, 105: 7, 106: 4096, 107: 9, 201: 1}
 
 # How an extent of erofs is stored, by number.
 ALGORITHMS: tuple[Algorithm, ...] = ("raw", "zstd", "lz4")
@@ -164,6 +174,19 @@ def _dump_built(out: Writer, built: Built) -> None:
 
 def load_head(data: bytes) -> Head:
     """Parse a head that was checked, or raise :class:`PayloadError`."""
+    if len(data) > MAX_HEAD:
+        raise PayloadError(f"the head has {len(data)} bytes; at most {MAX_HEAD} are allowed")
+    head, length = find_head(data)
+    if length != len(data):
+        raise PayloadError(f"the payload's head: {len(data) - length} bytes too many")
+    return head
+
+
+def find_head(data: bytes) -> tuple[Head, int]:
+    """Parse the head that ``data`` begins with; return it and its length in bytes.
+
+    For tools that have no signed metadata: a machine knows the length, and checks before it reads.
+    """
     if not data.startswith(MAGIC[:-1]):
         raise PayloadError("this is not a payload")
     if not data.startswith(MAGIC):
@@ -177,23 +200,24 @@ def load_head(data: bytes) -> Head:
         raise PayloadError("the payload's source is not a root hash")
     source_size = read.number("the size of the source", MAX_OUTPUT)
     scratch = read.number("the room on disk", MAX_OUTPUT)
-    usr = _load_built(read, "usr")
+    usr = _load_built(read, "usr", small=False)
     verity = Verity(
         read.number("the size of verity", MAX_OUTPUT),
         read.raw("the sha256 of verity", 32),
         read.raw("the salt", read.number("the length of the salt", 256)),
         read.raw("the UUID of verity", 16),
     )
-    uki = _load_built(read, "the boot image")
-    read.end()
-    return Head(encoder, source, source_size, usr, verity, uki, scratch)
+    uki = _load_built(read, "the boot image", small=True)
+    head = Head(encoder, source, source_size, usr, verity, uki, scratch)
+    return head, len(data) - read.left
 
 
-def _load_built(read: Reader, name: str) -> Built:
+def _load_built(read: Reader, name: str, *, small: bool) -> Built:
     size = read.number(f"the size of {name}", MAX_OUTPUT)
     digest = read.raw(f"the sha256 of {name}", 32)
     count = read.count(f"windows of {name}", WINDOW_HASH)
-    if count not in (0, -(-size // WINDOW)):
+    # A slot is written as it comes, so all of it is checked before; a file is checked as a whole.
+    if count != -(-size // WINDOW) and (count or not small):
         raise PayloadError(f"{name} of {size} bytes has {count} windows")
     windows = tuple(read.raw("a window's hash", WINDOW_HASH) for _ in range(count))
     groups = tuple(
@@ -225,6 +249,13 @@ class Section:
     plain: int
     lclppb: int = 0
     dictionary: int = 0
+
+    @property
+    def window(self) -> int:
+        """Bytes of what was unpacked that are held, at most, while the rest is unpacked."""
+        if self.packing == Packing.ZSTD:
+            return 1 << min(MAX_WINDOW_LOG, max(10, self.plain.bit_length()))
+        return self.dictionary
 
 
 @dataclass(frozen=True)
@@ -356,7 +387,7 @@ def dump_blob(
     out = Writer()
     out.number(len(lanes))
     sections = [plan, *(section for lane in lanes for section in lane)]
-    for section, data in sections:
+    for section, _ in sections:
         out.number(section.packing)
         out.number(section.stored)
         out.number(section.plain)
@@ -370,6 +401,8 @@ def dump_blob(
 
 def load_blob(data: bytes) -> Blob:
     """Parse a blob's table, or raise :class:`PayloadError`."""
+    if len(data) > MAX_BLOB:
+        raise PayloadError(f"a blob has {len(data)} bytes; at most {MAX_BLOB} are allowed")
     read = Reader(data, "a blob")
     count = read.number("the number of lanes", MAX_LANES)
     plan = _load_section(read, MAX_PLAN)
@@ -384,7 +417,7 @@ def load_blob(data: bytes) -> Blob:
     sections = [plan, *(section for lane in lanes for section in lane)]
     if sum(section.stored for section in sections) != read.left:
         raise PayloadError("a blob's sections do not fill it")
-    if sum(section.dictionary for section in sections) > 4 * MAX_DICTIONARY:
+    if sum(section.window for section in sections) > MAX_WINDOWS:
         raise PayloadError("a blob asks for too much memory")
     return Blob(plan, lanes, len(data) - read.left)
 
@@ -399,6 +432,8 @@ def _load_section(read: Reader, most: int) -> Section:
     if packing == Packing.LZMA:
         settings = read.number("the settings of LZMA", 224)
         dictionary = read.number("the dictionary of LZMA", MAX_DICTIONARY)
+        if settings % 9 + settings // 9 % 5 > 4:
+            raise PayloadError("a section has settings of LZMA that do not exist")
         return Section(packing, stored, plain, settings, dictionary)
     if packing == Packing.NONE and stored != plain:
         raise PayloadError("a section that is not packed has two sizes")
@@ -495,17 +530,20 @@ def _dump_lane(out: Writer, lane: Sequence[Item]) -> None:
 
 def load_plan(data: bytes) -> Plan:
     """Parse a plan, or raise :class:`PayloadError`."""
-    read = Reader(data, "a plan")
+    read = Reader(data, "a plan", MAX_ENTRIES)
     level = read.number("a level", 22)
     cluster = read.number("the size of clusters", MAX_CLUSTER)
     sources = tuple(_load_source(read) for _ in range(read.count("sources", 3)))
     lane_count = read.number("the number of lanes", MAX_LANES)
     lanes = tuple(
-        tuple(_load_item(read, lane, len(sources)) for _ in range(read.count("items", 4)))
+        tuple(
+            _load_item(read, lane, lane_count, len(sources)) for _ in range(read.count("items", 4))
+        )
         for lane in range(lane_count)
     )
     steps = _load_steps(read, lane_count)
     read.end()
+    _check_work(lanes, steps)
     return Plan(sources, lanes, steps, level, cluster)
 
 
@@ -521,6 +559,8 @@ def _load_source(read: Reader) -> Source:
         end += gap
         if end < size:
             raise PayloadError("a source begins before its image")
+        if end > MAX_OUTPUT:
+            raise PayloadError("a source ends behind any image")
         plain = size
         if algorithm != "raw":
             plain = read.number("a plain size", MAX_CLUSTER)
@@ -538,7 +578,7 @@ def _load_source(read: Reader) -> Source:
     return Source(image, tuple(extents), inner)
 
 
-def _load_item(read: Reader, lane: int, sources: int) -> Item:
+def _load_item(read: Reader, lane: int, lanes: int, sources: int) -> Item:
     if read.number("the kind of an item", 1) == 0:
         number = read.number("a source", 1 << 20)
         if number > sources:
@@ -546,18 +586,21 @@ def _load_item(read: Reader, lane: int, sources: int) -> Item:
         return Patch(
             number,
             read.number("the size of a patch", MAX_SECTION),
-            read.number("the control bytes of a patch", MAX_SECTION),
+            read.number("the control bytes of a patch", MAX_CONTROL),
         )
     inner = read.number("a lane", MAX_LANES)
-    if inner <= lane:
+    if not lane < inner < lanes:
         # Lanes feed only those before them, so that they cannot wait for one another.
-        raise PayloadError(f"lane {lane} takes its bytes from lane {inner}")
+        raise PayloadError(f"lane {lane} takes its bytes from lane {inner} of {lanes}")
     plain = read.number("the plain size of a frame", MAX_SECTION)
     stored = read.number("the size of a frame", MAX_SECTION)
     parameters = tuple(
-        (read.number("a parameter", 10000), read.signed("a value", 1 << 31))
+        (read.number("a parameter", 10000), read.signed("a value", (1 << 31) - 1))
         for _ in range(read.count("parameters", 2, 32))
     )
+    for key, value in parameters:
+        if not 0 <= value <= FRAME_PARAMETERS.get(key, -1):
+            raise PayloadError(f"a frame's parameter {key} cannot be {value}")
     return Frame(inner, plain, stored, parameters)
 
 
@@ -573,6 +616,8 @@ def _load_steps(read: Reader, lanes: int) -> tuple[Step, ...]:
             raise PayloadError("a copy begins before its image")
         moves.append(Copy(end + gap, length))
         end += gap + length
+        if end > MAX_OUTPUT:
+            raise PayloadError("a copy ends behind any image")
     plains = sum(kind in (_PLAIN, _HOLD, _DROP) for kind in kinds)
     taken = [read.number("a lane", MAX_LANES + MAX_HELD) for _ in range(plains)]
     takes = iter([(lane, read.size("a length", MAX_SECTION)) for lane in taken])
@@ -600,6 +645,20 @@ def _load_steps(read: Reader, lanes: int) -> tuple[Step, ...]:
                 steps.append(Drop(*next(takes)))
     _check_lanes(steps, lanes)
     return tuple(steps)
+
+
+def _check_work(lanes: Sequence[Sequence[Item]], steps: Sequence[Step]) -> None:
+    """Raise if a plan makes more bytes than any output has, whether or not they are used."""
+    made = sum(item.size if isinstance(item, Patch) else item.stored for o in lanes for item in o)
+    if made > MAX_OUTPUT:
+        raise PayloadError(f"the lanes of a plan make more than {MAX_OUTPUT} bytes")
+    given = sum(
+        step.stored if isinstance(step, Encode) else step.length
+        for step in steps
+        if not isinstance(step, Hold | Drop)
+    )
+    if given > MAX_OUTPUT:
+        raise PayloadError(f"a plan makes more than {MAX_OUTPUT} bytes")
 
 
 def _check_lanes(steps: Sequence[Step], lanes: int) -> None:

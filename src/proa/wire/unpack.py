@@ -7,6 +7,7 @@ from the old image, compress, and give the output in order.
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import BinaryIO
 from proa.wire import patch
 from proa.wire.bytecode import PayloadError
 from proa.wire.codec import Codec, CodecError, Encoding
-from proa.wire.erofs import PlainFile
+from proa.wire.erofs import ErofsError, PlainFile
 from proa.wire.payload import (
     MAX_LANES,
     Copy,
@@ -37,7 +38,7 @@ from proa.wire.payload import (
     load_plan,
 )
 
-# The largest window that a section or an old frame may ask for: 8 MiB.
+# The largest window that an old frame may ask for: 8 MiB.
 _MAX_WINDOW_LOG = 23
 
 PIECE = 1 << 18  # bytes of a long run that are held at once
@@ -66,6 +67,13 @@ def unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
     Raises :class:`PayloadError` where the blob does not do what it says, OSError where an old
     image cannot be read.
     """
+    try:
+        yield from _unpack(data, shop)
+    except (patch.PatchError, CodecError, ErofsError) as error:
+        raise PayloadError(str(error)) from None
+
+
+def _unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
     blob = load_blob(data)
     content = memoryview(data)[blob.content :]
     plan = load_plan(_Section(blob.plan, content[: blob.plan.stored], shop.codec).all())
@@ -82,17 +90,14 @@ def unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
         lanes[number] = _Lane(plan.lanes[number], streams, plan, lanes.copy(), shop)
     takers: dict[int, _Lane | _Aside] = dict(lanes)
     held = 0
-    try:
-        for step in plan.steps:
-            if isinstance(step, Hold):
-                takers[MAX_LANES + held] = _Aside(b"".join(takers[step.lane].take(step.length)))
-                held += 1
-            else:
-                yield from _perform(step, takers, plan, shop)
-        for lane in lanes.values():
-            lane.end()
-    except (patch.PatchError, CodecError) as error:
-        raise PayloadError(str(error)) from None
+    for step in plan.steps:
+        if isinstance(step, Hold):
+            takers[MAX_LANES + held] = _Aside(b"".join(takers[step.lane].take(step.length)))
+            held += 1
+        else:
+            yield from _perform(step, takers, plan, shop)
+    for lane in lanes.values():
+        lane.end()
 
 
 def _perform(
@@ -175,34 +180,38 @@ def _made(
     control, diff, extra = sections
     opened: int = 0
     old: ReadOld = _nothing
-    for item in items:
-        if isinstance(item, Frame):
-            yield from _frame(item, behind[item.lane], shop)
-            continue
-        if item.source != opened:
-            # One at a time: a source's unpacked clusters are the memory that counts. Let go of the
-            # one before the next is opened.
-            opened, old = item.source, _nothing
-            if item.source:
-                old = _open(plan.sources[item.source - 1], shop)
-        yield from patch.apply(control.read(item.control), diff.read, extra.read, old, item.size)
+    with contextlib.ExitStack() as files:
+        for item in items:
+            if isinstance(item, Frame):
+                yield from _frame(item, behind[item.lane], shop)
+                continue
+            if item.source != opened:
+                # One at a time: a source's unpacked clusters are the memory that counts. Let go of
+                # the one before the next is opened.
+                opened, old = item.source, _nothing
+                files.close()
+                if item.source:
+                    old = _open(plan.sources[item.source - 1], shop, files)
+            instructions = control.read(item.control)
+            yield from patch.apply(instructions, diff.read, extra.read, old, item.size)
 
 
 def _nothing(offset: int, size: int) -> bytes:
     raise PayloadError("a patch without a source asks for old bytes")
 
 
-def _open(source: Source, shop: Workshop) -> ReadOld:
+def _open(source: Source, shop: Workshop, files: contextlib.ExitStack) -> ReadOld:
     def read(offset: int, size: int) -> bytes:
         return shop.read(source.image, offset, size)
 
     file = PlainFile(read, source.extents, shop.codec)
-    return file.read if source.inner is None else _inner(file.read, source.inner, shop)
+    if source.inner is None:
+        return file.read
+    return _inner(file.read, source.inner, shop, files.enter_context(shop.scratch()))
 
 
-def _inner(read: ReadOld, inner: Inner, shop: Workshop) -> ReadOld:
+def _inner(read: ReadOld, inner: Inner, shop: Workshop, scratch: BinaryIO) -> ReadOld:
     """Unpack a frame within an old file to disk, where it can be read at any place."""
-    scratch = shop.scratch()
     stored = (
         read(inner.offset + start, min(PIECE, inner.stored - start))
         for start in range(0, inner.stored, PIECE)
@@ -272,7 +281,8 @@ def _unpacked(section: Section, data: memoryview, codec: Codec) -> Iterator[byte
             for start in range(0, len(data), PIECE):
                 yield bytes(data[start : start + PIECE])
         case Packing.ZSTD:
-            yield from codec.zstd.decode_frame([bytes(data)], _MAX_WINDOW_LOG)
+            window_log = section.window.bit_length() - 1
+            yield from codec.zstd.decode_frame([bytes(data)], window_log)
         case Packing.LZMA:
             yield from _lzma(section, bytes(data))
 
@@ -296,5 +306,9 @@ def _lzma(section: Section, data: bytes) -> Iterator[bytes]:
         yield decoder.decompress(data, PIECE)
         while not decoder.eof and not decoder.needs_input:
             yield decoder.decompress(b"", PIECE)
+        if not decoder.eof:
+            raise PayloadError("a section is cut off")
+        if decoder.unused_data:
+            raise PayloadError("something follows a section")
     except (lzma.LZMAError, ValueError) as error:
         raise PayloadError(f"a section cannot be unpacked: {error}") from None
