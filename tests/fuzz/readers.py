@@ -171,6 +171,7 @@ def _workshop() -> Workshop:
 def seeds() -> Iterator[bytes]:
     """Yield good inputs for each reader, but large images."""
     from fuzz import mutations
+    from proa.factory import patch as factory
 
     def name(reader: Callable[[bytes], None]) -> bytes:
         return bytes([_READERS.index(reader)])
@@ -185,8 +186,14 @@ def seeds() -> Iterator[bytes]:
         parts = mutations.opened(blob)
         yield name(_plan) + parts.plan
         yield name(_group) + _join([parts.plan, *(data for lane in parts.lanes for data in lane)])
-    for old, control, diff, extra, size in mutations.patches():
-        yield name(_patch) + _join([control, diff, extra, size.to_bytes(3, "little"), old])
+    # Small ones: a fuzzer's changes should hit something.
+    for old, new in (
+        (b"the old words" * 9, b"the new words" * 9),
+        (payload_samples.program(None, 6, 128), payload_samples.program(2, 6, 128)),
+    ):
+        made = factory.make(old, new)
+        streams = [made.control, made.diff, made.extra]
+        yield name(_patch) + _join([*streams, len(new).to_bytes(3, "little"), old])
     yield name(_erofs) + struct.pack("<HB4s", 1024, 4, _image()[1024:1028])
 
 
