@@ -1,14 +1,8 @@
-"""The readers of payloads under atheris (libFuzzer's coverage-guided search), and its corpus.
+"""The readers of payloads, each as something that takes any bytes: what a fuzzer needs.
 
-Fuzzing needs atheris, which is not among Proa's own dependencies (it has wheels for Linux only):
-
-    python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install atheris
-    PYTHONPATH=src:tests python -m fuzz.readers --seeds /tmp/corpus      # in Proa's environment
-    PYTHONPATH=src:tests /tmp/fuzz/bin/python -m fuzz.readers /tmp/corpus \\
-        -max_total_time=600 -timeout=60 -rss_limit_mb=1024 -max_len=65536
-
-What libFuzzer finds goes to the first directory. ``-merge=1 tests/fuzz/corpus /tmp/corpus`` keeps
-the smallest inputs that reach everything that was reached; a unit test replays them.
+``fuzz.search`` runs them under atheris. ``python -m fuzz.readers DIRECTORY`` writes good inputs to
+start from. ``tests/fuzz/corpus`` has the inputs that reach all that was reached; a unit test
+replays them.
 """
 
 from __future__ import annotations
@@ -21,19 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-CORPUS = Path(__file__).with_name("corpus")
-
-# Bytes of an output that are taken; a machine stops where a group gives more than it says.
-_MOST = 4 << 20
-
-if __name__ == "__main__" and "--seeds" not in sys.argv:
-    import atheris
-
-    with atheris.instrument_imports(include=["proa.wire"]):
-        from proa.wire import erofs, patch
-        from proa.wire import payload as form
-        from proa.wire.unpack import unpack
-
 from proa.wire import erofs, patch
 from proa.wire import payload as form
 from proa.wire.bytecode import PayloadError
@@ -41,6 +22,11 @@ from proa.wire.codec import Codec
 from proa.wire.payload import Image, Packing, Section
 from proa.wire.unpack import Workshop, unpack
 from support import payload_samples
+
+CORPUS = Path(__file__).with_name("corpus")
+
+# Bytes of an output that are taken; a machine stops where a group gives more than it says.
+_MOST = 4 << 20
 
 
 def one(data: bytes) -> str:
@@ -102,7 +88,7 @@ def _patch(data: bytes) -> None:
 
 
 def _erofs(data: bytes) -> None:
-    """Changes of an image: two bytes of offset, one of length, and so many bytes, again and again."""
+    """Changes of an image: two bytes of offset, one of length, and that many bytes; repeated."""
     image = bytearray(_image())
     at = 0
     while at + 3 < len(data):
@@ -185,6 +171,7 @@ def _workshop() -> Workshop:
 def seeds() -> Iterator[bytes]:
     """Yield good inputs for each reader, but large images."""
     from fuzz import mutations
+    from proa.factory import patch as factory
 
     def name(reader: Callable[[bytes], None]) -> bytes:
         return bytes([_READERS.index(reader)])
@@ -199,20 +186,22 @@ def seeds() -> Iterator[bytes]:
         parts = mutations.opened(blob)
         yield name(_plan) + parts.plan
         yield name(_group) + _join([parts.plan, *(data for lane in parts.lanes for data in lane)])
-    for old, control, diff, extra, size in mutations.patches():
-        yield name(_patch) + _join([control, diff, extra, size.to_bytes(3, "little"), old])
+    # Small ones: a fuzzer's changes should hit something.
+    for old, new in (
+        (b"the old words" * 9, b"the new words" * 9),
+        (payload_samples.program(None, 6, 128), payload_samples.program(2, 6, 128)),
+    ):
+        made = factory.make(old, new)
+        streams = [made.control, made.diff, made.extra]
+        yield name(_patch) + _join([*streams, len(new).to_bytes(3, "little"), old])
     yield name(_erofs) + struct.pack("<HB4s", 1024, 4, _image()[1024:1028])
 
 
 def main() -> None:
-    if "--seeds" in sys.argv:
-        target = Path(sys.argv[sys.argv.index("--seeds") + 1])
-        target.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(seeds()):
-            (target / f"seed-{number:02}").write_bytes(seed)
-        return
-    atheris.Setup(sys.argv, lambda data: str(one(data)) and None)
-    atheris.Fuzz()
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (target / f"seed-{number:02}").write_bytes(seed)
 
 
 if __name__ == "__main__":

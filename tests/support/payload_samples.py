@@ -42,9 +42,8 @@ def _text(name: str, size: int) -> bytes:
     return b" ".join(words[n % len(words)] for n in _noise(name, size // 3))[:size]
 
 
-def program(grown: int | None) -> bytes:
-    """Return an ELF shared object: 60 functions that call one another; one may be grown."""
-    base, functions = 0x1000, 60
+def program(grown: int | None, functions: int = 60, base: int = 0x1000) -> bytes:
+    """Return an ELF shared object: functions that call one another; one may be grown."""
     places, at = [], 0
     bodies = []
     for number in range(functions):

@@ -83,6 +83,8 @@ class Payload:
         """Fetch and check the head. Raises :class:`Unusable`, :class:`fetch.FetchError`."""
         self._system, self._signed, self._patience = system, signed, patience
         self.fetched = 0
+        if signed.head_length > form.MAX_HEAD:
+            raise Unusable(f"its head of {signed.head_length} bytes is too large")
         data = self._checked(0, signed.head_length, signed.head_sha256, "head")
         try:
             self.head = form.load_head(data)
