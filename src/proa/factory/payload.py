@@ -110,16 +110,18 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
         source.prepare(parts)
         blobs = Path(scratch) / "blobs"
         with blobs.open("w+b") as body:
-            usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
+            groups = list(_with_meta(parts, source))
+            usr = _pack_all(groups, encoding, pool, body, report, old is None)
             report("describing the boot image")
             try:
-                boot = boot_payload.group(
+                length, blob, room = boot_payload.group(
                     old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
                 )
             except RecipeError as error:
                 raise UserError(f"the boot image of {new.directory}: {error}") from None
-            uki = [_written(body, boot[0], boot[1])]
-            head = _head(old, new, tools, encoding, usr, uki, old_usr)
+            uki = [_written(body, length, blob)]
+            scratch_size = max([room, *(group.scratch for group in groups)])
+            head = _head(old, new, tools, encoding, usr, uki, old_usr, scratch_size)
             report("taking the payload apart again, to compare every byte")
             body.seek(0)
             _check(old, new, head, body, tools)
@@ -317,7 +319,7 @@ def _with_meta(parts: Sequence[Part], source: _Patches) -> Iterator[Group]:
 
 
 def _pack_all(
-    groups: Iterator[Group],
+    groups: Sequence[Group],
     encoding: Encoding,
     pool: ProcessPoolExecutor,
     body: BinaryIO,
@@ -347,6 +349,7 @@ def _head(
     usr: Sequence[form.GroupEntry],
     uki: Sequence[form.GroupEntry],
     old_usr: Usr | None,
+    scratch: int,
 ) -> form.Head:
     files = new.manifest.files
     with new.usr.open("rb") as image:
@@ -375,6 +378,7 @@ def _head(
         uki=form.Built(
             files[manifest.UKI].size, bytes.fromhex(files[manifest.UKI].sha256), tuple(uki)
         ),
+        scratch=scratch,
     )
 
 
