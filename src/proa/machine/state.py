@@ -38,11 +38,13 @@ class Check:
 @dataclass(frozen=True)
 class Download:
     """A release that is partly in its slot. ``durable`` maps the sha256 of a file to how many of
-    its first bytes are in place and flushed."""
+    its first bytes are in place and flushed. ``refused`` are payloads, by the sha256 of their
+    heads, that did not lead to it."""
 
     version: str
     slot: str
     durable: Mapping[str, int] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
