@@ -10,6 +10,7 @@ moved looks the same in both shadows, and so do tables of nothing but references
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def make(old: bytes, new: bytes, *, predict: bool = True, kernel: Kernel | None 
     if predict:
         try:
             made = _make_elf(old, new, kernel)
-        except wire.PatchError:
+        except (wire.PatchError, OverflowError, struct.error):
+            # Not an ELF file, or one with strange numbers.
             made = None
     if made is None:
         copies = _match(old, new)

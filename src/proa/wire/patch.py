@@ -132,20 +132,30 @@ class AddressMap:
 
     def __init__(self, steps: Iterable[tuple[int, int, int]]) -> None:
         """``steps`` are (old address, end, new - old); of two that overlap the longer wins."""
-        kept: list[tuple[int, int, int]] = []
-        for start, end, delta in sorted(steps):
-            if kept and start < kept[-1][1]:
-                before = kept[-1]
-                if end <= before[1] or end - start <= before[1] - before[0]:
-                    start = before[1]
+        # Arrays all through: a large program has some 100,000 steps, and as tuples they would
+        # take more memory than all the rest.
+        low, high, change = array("Q"), array("Q"), array("q")
+        for start, end, delta in steps:
+            low.append(start)
+            high.append(end)
+            change.append(delta)
+        kept_start, kept_end, kept_delta = array("Q"), array("Q"), array("q")
+        for index in sorted(range(len(low)), key=low.__getitem__):
+            start, end = low[index], high[index]
+            if kept_end and start < kept_end[-1]:
+                if end <= kept_end[-1] or end - start <= kept_end[-1] - kept_start[-1]:
+                    start = kept_end[-1]
                 else:
-                    kept[-1] = (before[0], start, before[2])
+                    kept_end[-1] = start
             if start < end:
-                kept.append((start, end, delta))
+                kept_start.append(start)
+                kept_end.append(end)
+                kept_delta.append(change[index])
+        del low, high, change
         starts = array("Q", [0])
-        deltas = array("q", [kept[0][2] if kept else 0])
+        deltas = array("q", [kept_delta[0] if kept_delta else 0])
         last = 0
-        for start, end, delta in kept:
+        for start, end, delta in zip(kept_start, kept_end, kept_delta, strict=True):
             if delta != deltas[-1]:
                 # Between two copies the nearer one counts.
                 starts.append((last + start + 1) // 2 if last else start)
