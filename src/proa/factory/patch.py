@@ -30,6 +30,11 @@ JOIN = 1
 # Copies with fewer equal bytes than this cost more than they save.
 FLOOR = 12
 
+# In a program with more copies than this (another compiler, say) their places cost more, and so
+# does the memory of the machine that applies it: the floor is higher there.
+MANY = 100_000
+HIGH_FLOOR = 24
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -119,7 +124,8 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
         to.append(made)
         at += count + seek
         made += count + more
-    return _prune(wire.Copies(length, place, to, extra), old, new, FLOOR)
+    floor = HIGH_FLOOR if len(length) > MANY else FLOOR
+    return _prune(wire.Copies(length, place, to, extra), old, new, floor)
 
 
 def _prune(copies: wire.Copies, old: bytes, new: bytes, floor: int) -> wire.Copies:
