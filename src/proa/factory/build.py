@@ -68,6 +68,29 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
     The directory appears only when it is whole: a build that fails or is interrupted leaves none.
     Raises :class:`UserError`.
     """
+    _check(options)
+    return _build(_prepare(options, report), report)
+
+
+def build_from(
+    packages: Path,
+    snapshot: archive.Snapshot,
+    tools: sdk.Sdk,
+    options: BuildOptions,
+    report: sdk.Report,
+) -> Path:
+    """Make a release as :func:`build` does, from a package tar that the caller has made.
+
+    ``packages`` is what :func:`proa.factory.tree.ensure` returns, of whatever packages.
+    ``snapshot`` says which state of the archive they are from.
+    """
+    _check(options)
+    epoch = options.epoch if options.epoch is not None else snapshot.date
+    plan = _Plan(options, recipe.load(options.recipe), snapshot, tools, packages, epoch)
+    return _build(plan, report)
+
+
+def _check(options: BuildOptions) -> None:
     sdk.require_root()
     # What is made here has the modes that it says, not those that the caller prefers.
     os.umask(0o022)
@@ -78,7 +101,10 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
         )
     if not options.root_json.is_file():
         raise UserError(f"{options.root_json}: no such file", hint="make one: proa keys init")
-    plan = _prepare(options, report)
+
+
+def _build(plan: _Plan, report: sdk.Report) -> Path:
+    options = plan.options
     with sdk.scratch(options.cache) as work:
         out = work / "release"
         out.mkdir()
