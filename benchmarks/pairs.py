@@ -9,6 +9,9 @@ its updates, its security updates), the lowest stands for last month and the hig
     D  C with etcd and runc from the next Debian: programs in Go, by another compiler
     F  the next Debian
 
+With a "u" behind the letter, its kernel modules are unpacked (.ko, not .ko.xz): what that is worth
+to an update, and what it costs in size.
+
 Each is made by Proa's own factory, from the packages of Proa's own recipe.
 """
 
@@ -35,6 +38,7 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "small": ("A", "B"),
     "monthly-nogo": ("A", "C"),
     "monthly": ("A", "D"),
+    "monthly-ko": ("Au", "Du"),
     "major": ("C", "F"),
 }
 # Source packages of the small update.
@@ -66,6 +70,9 @@ exec mmdebstrap --variant=minbase --mode=root --format=tar --architectures=amd64
   --customize-hook='find "$1"/usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} +' \
   --customize-hook='chroot "$1" sh -c "python3 -m compileall -q -j0 \
     --invalidation-mode unchecked-hash /usr/lib/python3.* /usr/lib/python3/dist-packages"' \
+  --customize-hook='[ ! -e /work/unpack ] ||
+    find "$1"/usr/lib/modules -name "*.ko.xz" -exec xz -d {} +' \
+  --customize-hook='for kernel in "$1"/usr/lib/modules/*; do depmod -b "$1" "${kernel##*/}"; done' \
   --include="$(paste -sd, /work/packages)" \
   "$(cat /work/suite)" /work/root.tar /work/sources.list
 """
@@ -120,18 +127,18 @@ class Maker:
         return made
 
     def release(self, kind: str) -> Path:
-        """Return the release directory of ``kind``, one of A, B, C, D, F."""
+        """Return the release directory of ``kind``: A, B, C, D or F, perhaps with a "u"."""
         target = self.place / "releases" / kind
         if target.exists():
             return target
-        state = self.state(kind)
+        state = self.state(kind[0])
         packages = self._install(kind, state)
         snapshot = self._snapshot(state)
         root = self.cache / "root.json"
         root.write_text("{}")
-        epoch = snapshot.date - _DAYS_AGO[kind] * 86400
+        epoch = snapshot.date - _DAYS_AGO[kind[0]] * 86400
         options = build.BuildOptions(
-            parse(_VERSIONS[kind]), root, target, self.cache, compression="zstd", epoch=epoch
+            parse(_VERSIONS[kind[0]]), root, target, self.cache, compression="zstd", epoch=epoch
         )
 
         def report(text: str) -> None:
@@ -176,6 +183,8 @@ class Maker:
             (work / "suite").write_text(state.suites[0][1])
             (work / "sources.list").write_text(state.sources_list)
             (work / "preferences").write_text(state.preferences)
+            if kind.endswith("u"):
+                (work / "unpack").touch()
             downloads = self.cache / "downloads"
             downloads.mkdir(exist_ok=True)
             options = [f"--aptopt={line}" for line in archive.apt_options()]
