@@ -5,6 +5,7 @@ its updates, its security updates), the lowest stands for last month and the hig
 
     A  last month: the lowest versions, and the older of stable's kernels
     B  A with today's openssl, curl and zlib: a security update of one library or so
+    S  A with today's openssh, libssh2 and nghttp2: the same of other sources
     C  today: the highest versions, and the newer kernel
     D  C with etcd and runc from the next Debian: programs in Go, by another compiler
     F  the next Debian
@@ -36,22 +37,27 @@ STABLE = "trixie"
 NEXT = "forky"
 PAIRS: Mapping[str, tuple[str, str]] = {
     "small": ("A", "B"),
+    "small-ssh": ("A", "S"),
     "monthly-nogo": ("A", "C"),
     "monthly": ("A", "D"),
     "monthly-ko": ("Au", "Du"),
     "major": ("C", "F"),
 }
-# Source packages of the small update.
-SMALL = ("openssl", "curl", "zlib")
+# Source packages of the small updates.
+SMALL: Mapping[str, tuple[str, ...]] = {
+    "A": (),
+    "B": ("openssl", "curl", "zlib"),
+    "S": ("openssh", "libssh2", "nghttp2"),
+}
 # What D takes from the next Debian.
 GO = ("etcd-client", "etcd-server", "runc")
 # Their two versions in stable differ only in the Go compiler that rebuilt them. What that does to
 # a delta is the affair of D.
 SAME = ("docker.io", "docker-cli")
 
-_VERSIONS = {"A": "1.0.0", "B": "1.0.1", "C": "1.1.0", "D": "1.1.1", "F": "2.0.0"}
+_VERSIONS = {"A": "1.0.0", "B": "1.0.1", "S": "1.0.2", "C": "1.1.0", "D": "1.1.1", "F": "2.0.0"}
 # Time stamps, in days before the archive's own: no two releases of a machine are of one moment.
-_DAYS_AGO = {"A": 30, "B": 23, "C": 1, "D": 0, "F": 0}
+_DAYS_AGO = {"A": 30, "B": 23, "S": 22, "C": 1, "D": 0, "F": 0}
 
 # As proa.factory.tree installs, but with apt preferences and for any version of Python.
 _INSTALL = r"""
@@ -127,7 +133,7 @@ class Maker:
         return made
 
     def release(self, kind: str) -> Path:
-        """Return the release directory of ``kind``: A, B, C, D or F, perhaps with a "u"."""
+        """Return the release directory of ``kind``: A, B, S, C, D or F, perhaps with a "u"."""
         target = self.place / "releases" / kind
         if target.exists():
             return target
@@ -161,12 +167,11 @@ class Maker:
                 return State((*stable, following), names, "\n".join(stanzas))
             case "F":
                 return State((following,), names)
-        # A and B: hold back what today's release has and stable has an older version of.
+        # A, B and S: hold back what today's release has and stable has an older version of.
         today = manifest.load((self.release("C") / manifest.MANIFEST).read_bytes()).packages
         offers = [offer for base, suite in stable for offer in self._offers(base, suite)]
         held = held_back([package.name for package in today], offers)
-        if kind == "B":
-            held = [offer for offer in held if offer.source not in SMALL]
+        held = [offer for offer in held if offer.source not in SMALL[kind]]
         pins = "\n".join(pin([offer.name], f"version {offer.version}", 1001) for offer in held)
         meta = recipe.load(recipe.DEFAULT).kernel_package
         kernel = older_kernel(meta, self._offers(self.mirrors.archive, STABLE))

@@ -404,7 +404,7 @@ def bsdiff(bench: Bench) -> Outcome:
     (bench.work / "x").mkdir()
     started = os.times()
     for number in range(len(changed)):
-        total += len(lzma.compress(plain_bsdiff(bench.work / "p" / str(number))))
+        total += len(lzma.compress(plain_bsdiff((bench.work / "p" / str(number)).read_bytes())))
     ended = os.times()
     make += Usage(ended.user - started.user)
     make += bench.run("xz", "-k", "/work/streams")
@@ -413,9 +413,8 @@ def bsdiff(bench: Bench) -> Outcome:
     return Outcome(total, make, apply, fits, note)
 
 
-def plain_bsdiff(patch: Path) -> bytes:
+def plain_bsdiff(data: bytes) -> bytes:
     """Return a BSDIFF40 patch with its three bzip2 streams unpacked."""
-    data = patch.read_bytes()
     control, difference = (int.from_bytes(data[i : i + 8], "little") for i in (8, 16))
     ends = (32, 32 + control, 32 + control + difference, len(data))
     parts = [bz2.decompress(data[a:b]) for a, b in itertools.pairwise(ends)]
