@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +35,8 @@ NEXT_PACKAGES = ("desync",)
 
 # Under this much memory an update has to be applied on a machine.
 SMALL_MEMORY = 64 << 20
+# Seconds of user and of system, and KiB of the largest process.
+_TIME = '-q -f "%U %S %M"'
 _BLOCK = 4096
 _HASH = 32
 
@@ -68,41 +70,26 @@ class Outcome:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One part of a pair of releases, and the means to measure on it.
+class Runner:
+    """Runs programs and tells what they used. ``limit`` is the CPU seconds that one may take."""
 
-    ``old`` and ``new`` each hold ``image`` (one file) and ``tree`` (the same as files). Programs
-    see them as ``/old`` and ``/new``, and ``work``, which is empty at first, as ``/work``.
-    ``limit`` is the CPU seconds that one program may take.
-    """
-
-    tools: Sdk
-    old: Path
-    new: Path
-    work: Path
-    limit: int
+    def __init__(self, work: Path, limit: int) -> None:
+        self.work, self.limit = work, limit
 
     def run(self, *command: str, memory: int | None = None) -> Usage:
-        """Run a program of the peers' tree and return what it used.
-
-        With ``memory``, as in a cgroup of that many bytes. Raises :class:`Failed`.
-        """
+        """Run a program, or raise :class:`Failed`. ``memory``: in a cgroup of that many bytes."""
         usage = self.work / "usage"
         usage.unlink(missing_ok=True)
         with cage(memory) as entry:
-            script = (
-                f'{entry}ulimit -t {self.limit}; exec time -q -o /work/usage -f "%U %S %M" "$@"'
-            )
             try:
-                self.tools.run(
-                    ["bash", "-c", script, "bench", *command],
-                    work=self.work,
-                    binds={"/old": self.old, "/new": self.new},
-                )
+                self._start(f"{entry}ulimit -t {self.limit}; exec", command)
             except UserError as error:
                 raise Failed(self._why(usage, str(error))) from None
         return read_usage(usage)
+
+    def _start(self, before: str, command: Sequence[str]) -> None:
+        """Run ``command`` under time(1), after the shell's ``before``. Raises UserError."""
+        raise NotImplementedError
 
     def _why(self, usage: Path, words: str) -> str:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -119,6 +106,25 @@ class Bench:
         except Failed:
             return self.run(*command), False
 
+
+class Bench(Runner):
+    """Runs the peers' programs on one part of a pair of releases.
+
+    ``old`` and ``new`` each hold ``image`` (one file) and ``tree`` (the same as files). Programs
+    see them as ``/old`` and ``/new``, and ``work``, which is empty at first, as ``/work``.
+    """
+
+    def __init__(self, tools: Sdk, old: Path, new: Path, work: Path, limit: int) -> None:
+        super().__init__(work, limit)
+        self.tools, self.old, self.new = tools, old, new
+
+    def _start(self, before: str, command: Sequence[str]) -> None:
+        self.tools.run(
+            ["bash", "-c", f'{before} time {_TIME} -o /work/usage "$@"', "bench", *command],
+            work=self.work,
+            binds={"/old": self.old, "/new": self.new},
+        )
+
     def size(self, name: str) -> int:
         """Return the bytes of a file, or of all files below a directory, of ``work``."""
         return size(self.work / name)
@@ -128,6 +134,26 @@ class Bench:
         if subprocess.run(["cmp", "-s", self.work / name, self.new / "image"]).returncode != 0:
             raise Failed("the output is not the new image")
         (self.work / name).unlink()
+
+
+class Host(Runner):
+    """Runs programs of the host, by the time(1) of the peers' tree ``tools``."""
+
+    def __init__(self, tools: Sdk, work: Path, limit: int) -> None:
+        super().__init__(work, limit)
+        self.tools = tools
+
+    def _start(self, before: str, command: Sequence[str]) -> None:
+        tree = self.tools.path
+        libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
+        # The peak of a process that Python started itself would count Python's own memory.
+        timer = f"{tree}/usr/lib64/ld-linux-x86-64.so.2 --library-path {libraries}"
+        script = f'{before} {timer} {tree}/usr/bin/time {_TIME} -o {self.work}/usage "$@"'
+        result = subprocess.run(
+            ["bash", "-c", script, "bench", *command], capture_output=True, text=True
+        )
+        if result.returncode != 0:
+            raise UserError((result.stderr or result.stdout)[-160:])
 
 
 def size(path: Path) -> int:
