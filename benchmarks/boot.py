@@ -25,7 +25,8 @@ from pathlib import Path
 import yaml
 
 from proa import paths
-from proa.factory import archive, build, image, recipe, sdk, tree
+from proa.factory import build, image, recipe
+from proa.factory.cache import scratch
 from proa.lab import accelerator, machine, shell
 from proa.lab.configdrive import cloud_config
 from proa.lab.machine import Record
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     cache = paths.cache_dir()
-    with sdk.scratch(cache) as work:
+    with scratch(cache) as work:
         disks = {"proa": make_proa(work, cache), "debian": make_plain(work, cache)}
         chosen = accelerator.choose(work / "proa" / "vmlinuz", cache)
         figures: dict[str, dict[str, list[Boot]]] = {
@@ -116,10 +117,7 @@ def make_proa(work: Path, cache: Path) -> Path:
 def make_plain(work: Path, cache: Path) -> Path:
     """Install a plain Debian with cloud-init to a disk image."""
     say("building plain Debian")
-    mirrors = archive.find_mirrors()
-    snapshot = archive.current_snapshot(mirrors, cache)
-    tools = sdk.ensure(cache, mirrors, snapshot, say)
-    packed = tree.ensure(PLAIN_PACKAGES, tools, cache, mirrors, snapshot, say)
+    _, tools, packed = build.prepare(PLAIN_PACKAGES, cache, say)
     place = work / "plain"
     root = place / "tree"
     root.mkdir(parents=True)

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from functools import cmp_to_key
 from pathlib import Path
 
-from proa.factory import archive, build, recipe, sdk
+from proa.factory import archive, build, cache, recipe, sdk, snapshot
+from proa.factory.snapshot import Snapshot
 from proa.wire import manifest
 from proa.wire.errors import UserError
 from proa.wire.version import parse
@@ -115,8 +116,8 @@ class Maker:
         # A cache of its own: the SDK of a running benchmark is not cleared away by a build.
         self.cache = place / "cache"
         self.mirrors = archive.find_mirrors()
-        snapshot = archive.current_snapshot(self.mirrors, self.cache)
-        self.tools = sdk.ensure(self.cache, self.mirrors, snapshot, report)
+        self.stable = snapshot.current(self.mirrors, self.cache)
+        self.tools = sdk.ensure(self.cache, self.stable, report)
         self._indices: dict[tuple[str, str], tuple[str, int]] = {}
 
     def pair(self, name: str) -> tuple[Path, Path]:
@@ -139,10 +140,10 @@ class Maker:
             return target
         state = self.state(kind[0])
         packages = self._install(kind, state)
-        snapshot = self._snapshot(state)
+        archived = self._snapshot(state)
         root = self.cache / "root.json"
         root.write_text("{}")
-        epoch = snapshot.date - _DAYS_AGO[kind[0]] * 86400
+        epoch = archived.date - _DAYS_AGO[kind[0]] * 86400
         options = build.BuildOptions(
             parse(_VERSIONS[kind[0]]), root, target, self.cache, compression="zstd", epoch=epoch
         )
@@ -150,7 +151,7 @@ class Maker:
         def report(text: str) -> None:
             self.report(f"release {kind}: {text}")
 
-        return build.build_from(packages, snapshot, self.tools, options, report)
+        return build.build_from(packages, archived, self.tools, options, report)
 
     def state(self, kind: str) -> State:
         """Return what release ``kind`` is made of, by what the archive offers now."""
@@ -183,14 +184,15 @@ class Maker:
             return target
         self.report(f"release {kind}: installing {len(state.packages)} packages and their needs")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with sdk.scratch(self.cache) as work:
+        with cache.scratch(self.cache) as work:
             (work / "packages").write_text("\n".join(state.packages))
             (work / "suite").write_text(state.suites[0][1])
             (work / "sources.list").write_text(state.sources_list)
             (work / "preferences").write_text(state.preferences)
             if kind.endswith("u"):
                 (work / "unpack").touch()
-            downloads = self.cache / "downloads"
+            # Not the factory's own, which forgets packages that are not of its snapshot.
+            downloads = self.cache / "bench-downloads"
             downloads.mkdir(exist_ok=True)
             options = [f"--aptopt={line}" for line in archive.apt_options()]
             epoch = self._snapshot(state).date
@@ -203,15 +205,16 @@ class Maker:
             (work / "root.tar").rename(target)
         return target
 
-    def _snapshot(self, state: State) -> archive.Snapshot:
+    def _snapshot(self, state: State) -> Snapshot:
+        """Return what the archive is now, for the manifest; its lists are only of stable."""
         found = {suite: self._index(base, suite) for base, suite in state.suites}
         indices = {suite: digest for suite, (digest, _) in found.items()}
-        return archive.Snapshot(indices, max(date for _, date in found.values()))
+        return Snapshot(indices, max(date for _, date in found.values()), self.stable.directory)
 
     def _index(self, base: str, suite: str) -> tuple[str, int]:
         if (base, suite) not in self._indices:
             text = fetch(f"{base}/dists/{suite}/InRelease").decode("utf-8", "replace")
-            self._indices[base, suite] = archive.parse_release(text, _INDEX)
+            self._indices[base, suite] = snapshot.parse_release(text, _INDEX)
         return self._indices[base, suite]
 
     def _offers(self, base: str, suite: str) -> list[Offer]:

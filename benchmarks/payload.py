@@ -33,7 +33,7 @@ from benchmarks import pairs, peers
 from benchmarks.peers import Bench, Failed, Host, Outcome
 
 from proa import paths
-from proa.factory import image, sdk
+from proa.factory import cache, image
 from proa.factory.sdk import Sdk
 from proa.wire import manifest
 from proa.wire.errors import UserError
@@ -154,14 +154,14 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     return convert
 
 
-def measure(pair: Pair, args: argparse.Namespace, maker: pairs.Maker, tools: sdk.Sdk) -> Result:
+def measure(pair: Pair, args: argparse.Namespace, maker: pairs.Maker, tools: Sdk) -> Result:
     """Run the peers on one pair, each part by itself, one after another."""
     rows = []
     inputs = [prepare(release, maker) for release in (pair.old, pair.new)]
     for name in args.peers:
         parts = args.parts if name in peers.PEERS else ["all"]
         for part in parts:
-            with sdk.scratch(maker.cache) as work:
+            with cache.scratch(maker.cache) as work:
                 if part == "all":
                     row = attempt(name, part, partial(proa, pair, work, tools, args.limit))
                 else:
@@ -187,7 +187,7 @@ def prepare(release: Path, maker: pairs.Maker) -> Path:
     if target.exists():
         return target
     say(f"unpacking {release}")
-    with sdk.scratch(maker.cache) as work:
+    with cache.scratch(maker.cache) as work:
         made = work / "inputs"
         for part in PARTS:
             (made / part).mkdir(parents=True)

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from benchmarks import pairs, ranges
 
-from proa.factory import archive, sdk
+from proa.factory import archive, cache, sdk
 from proa.factory.sdk import Sdk
 from proa.wire.errors import UserError
 
@@ -208,7 +208,7 @@ def install(place: Path, maker: pairs.Maker, report: sdk.Report) -> Sdk:
     tree = place / "peers"
     if not tree.is_dir():
         report("installing the peers into a tree of their own")
-        with sdk.scratch(maker.cache) as work:
+        with cache.scratch(maker.cache) as work:
             following = f"release n={pairs.NEXT}"
             stanzas = [pairs.pin(["*"], following, 100), pairs.pin(NEXT_PACKAGES, following, 990)]
             (work / "preferences").write_text("\n".join(stanzas))

@@ -63,7 +63,7 @@ def proa(tmp_path: Path) -> Shell:
 @pytest.fixture
 def published(proa: Shell, tmp_path: Path) -> Shell:
     proa.ok("keys", "init")
-    proa.ok("publish", make_release(tmp_path / "r", "1.1.0"))
+    proa.ok("publish", make_release(tmp_path / "r", "1.1.0"), "--no-payloads")
     return proa
 
 
@@ -108,6 +108,28 @@ def test_the_server_ends_cleanly_by_a_signal(published: Shell, number: signal.Si
         assert process.wait(30) == 0
 
 
+def test_a_release_goes_to_the_channels_that_it_was_made_for(proa: Shell, tmp_path: Path) -> None:
+    proa.ok("keys", "init")
+    release = make_release(tmp_path / "r", "1.1.0", channels=("alpha", "beta"))
+    said = proa.ok("publish", release)
+    assert "next: proa channel set alpha 1.1.0\n  next: proa channel set beta 1.1.0" in said
+    assert json.loads(proa.ok("publish", release, "--json"))["channels"] == ["alpha", "beta"]
+    proa.ok("channel", "set", "beta", "1.1.0")
+    done = proa("channel", "set", "stable", "1.1.0")
+    assert done.returncode == 12
+    assert "1.1.0 was made for alpha, beta; stable stays as it was" in done.stderr
+    assert "--force" in done.stderr
+    channels = {c["name"]: c["version"] for c in json.loads(proa.ok("channel", "list", "--json"))}
+    assert channels == {"alpha": None, "beta": "1.1.0", "stable": None}
+    proa.ok("channel", "set", "stable", "1.1.0", "--force")
+
+
+def test_a_build_is_told_its_version_by_someone(proa: Shell) -> None:
+    done = proa("build", "--out", proa.home / "out")
+    assert done.returncode == 2
+    assert "neither --version nor" in done.stderr and "version = " in done.stderr
+
+
 def test_a_channel_is_not_led_to_what_is_not_there(published: Shell) -> None:
     done = published("channel", "set", "alpha", "9.9.9")
     assert done.returncode == 7
@@ -132,7 +154,8 @@ def test_a_group_does_not_follow_what_is_not_there(published: Shell) -> None:
 
 
 def test_publishing_again_other_bytes_and_altered_bytes(published: Shell, tmp_path: Path) -> None:
-    assert json.loads(published.ok("publish", tmp_path / "r", "--json"))["new"] is False
+    again = json.loads(published.ok("publish", tmp_path / "r", "--no-payloads", "--json"))
+    assert again["new"] is False
     other = make_release(tmp_path / "other", "1.1.0", content=b"other")
     done = published("publish", other)
     assert done.returncode == 5 and "other content" in done.stderr
@@ -148,7 +171,7 @@ def test_publishing_again_other_bytes_and_altered_bytes(published: Shell, tmp_pa
 
 def test_two_publishes_at_once_both_arrive(published: Shell, tmp_path: Path) -> None:
     releases = [make_release(tmp_path / v, v) for v in ("2.0.0", "2.1.0", "2.2.0")]
-    command = [sys.executable, "-m", "proa.cli", "publish"]
+    command = [sys.executable, "-m", "proa.cli", "publish", "--no-payloads"]
     running = [
         subprocess.Popen([*command, str(r)], env=published.environment, stderr=subprocess.DEVNULL)
         for r in releases
@@ -176,7 +199,7 @@ def test_secrets_are_never_printed(proa: Shell, tmp_path: Path) -> None:
         proa("keys", "list"),
         proa("keys", "rotate", "root", "--passphrase-file", secret),
         proa("keys", "rotate", "root"),
-        proa("publish", make_release(tmp_path / "r"), "--passphrase-file", secret),
+        proa("publish", make_release(tmp_path / "r"), "--no-payloads", "--passphrase-file", secret),
         proa("repo", "resign"),
     ]
     assert [done.returncode for done in said] == [0, 0, 0, 3, 0, 3]

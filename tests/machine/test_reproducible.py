@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proa import paths
-from proa.factory import build, sdk
+from proa.factory import build, cache
 from proa.wire import manifest
 from proa.wire.version import parse
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.machine
 @pytest.fixture
 def work() -> Iterator[Path]:
     """A directory on the cache's file system: releases are moved to their place."""
-    with sdk.scratch(paths.cache_dir()) as directory:
+    with cache.scratch(paths.cache_dir()) as directory:
         yield directory
 
 
-def release(cache: Path, out: Path, root: Path) -> Path:
-    """Build 7.0.0 from what ``cache`` knows of Debian's archive."""
+def release(caches: Path, out: Path, root: Path) -> Path:
+    """Build 7.0.0 from what ``caches`` knows of Debian's archive."""
     options = build.BuildOptions(
-        version=parse("7.0.0"), root_json=root, out=out, cache=cache, compression="lz4"
+        version=parse("7.0.0"), root_json=root, out=out, cache=caches, compression="lz4"
     )
     return build.build(options, print)
 
@@ -38,8 +38,10 @@ def another_cache(first: Path, second: Path) -> Path:
     both builds mean the same packages.
     """
     second.mkdir(parents=True)
-    shutil.copy2(first / "snapshot.json", second)
-    shutil.copytree(first / "downloads", second / "downloads")
+    # With a time of its own, so that it is not asked for anew in the middle of this test.
+    shutil.copyfile(first / "snapshot", second / "snapshot")
+    for name in ("snapshots", "downloads"):
+        shutil.copytree(first / name, second / name)
     return second
 
 

@@ -300,6 +300,8 @@ class Machine:
             now=lambda: self.now,
             sleep=self._sleep,
             free=lambda _: self.free,
+            # In this process, so that a power cut in it cuts the test too.
+            apart=lambda work: work(),
             hardware="x86_64",
         )
 

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from proa.wire import manifest, version
+from proa.wire import payload as form
 from proa.wire.manifest import File, Manifest
 
 
@@ -16,6 +17,7 @@ def make_release(
     architecture: str = "amd64",
     content: bytes = b"",
     size: int = 4096,
+    channels: tuple[str, ...] = (),
 ) -> Path:
     """Write a release of version ``name``; ``content`` makes its bytes differ from another's."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -31,6 +33,34 @@ def make_release(
         root_hash=hashlib.sha256(name.encode() + content).hexdigest(),
         kernel="6.12.0-1-amd64",
         files=files,
+        channels=channels,
     )
     (directory / manifest.MANIFEST).write_bytes(manifest.dump(contents))
     return directory
+
+
+def make_payload(release: Path, path: Path, source: str = "", blob: bytes = b"blob") -> Path:
+    """Write what has the form of a payload for ``release``; nothing can be made from its blobs."""
+    contents = manifest.load((release / manifest.MANIFEST).read_bytes())
+    files = contents.files
+    entry = (len(blob), hashlib.sha256(blob).digest())
+    built = {
+        name: form.Built(
+            files[name].size,
+            bytes.fromhex(files[name].sha256),
+            (form.GroupEntry(files[name].size, *entry),),
+        )
+        for name in (manifest.USR, manifest.UKI)
+    }
+    tree = files[manifest.USR_VERITY]
+    head = form.Head(
+        encoder="zstd 1.5.7",
+        source=bytes.fromhex(source),
+        source_size=4096 if source else 0,
+        usr=built[manifest.USR],
+        verity=form.Verity(tree.size, bytes.fromhex(tree.sha256), b"salt", bytes(16)),
+        uki=built[manifest.UKI],
+        scratch=1000,
+    )
+    path.write_bytes(form.dump_head(head) + blob + blob)
+    return path

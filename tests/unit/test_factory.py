@@ -1,4 +1,4 @@
-"""The decisions of the factory: mirrors, snapshots, what an initrd needs, names of bytes."""
+"""The decisions of the factory: mirrors, what an initrd needs, names of bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,6 @@ from proa.factory import archive, build, dpkg, image, initrd, inventory, rootfs
 from proa.wire.errors import UserError
 from proa.wire.manifest import Package
 from proa.wire.version import parse
-
-RELEASE = """\
------BEGIN PGP SIGNED MESSAGE-----
-Origin: Debian
-Date: Sat, 14 Nov 2026 09:44:11 UTC
-MD5Sum:
- 0123456789abcdef0123456789abcdef 5 main/binary-amd64/Packages.xz
-SHA256:
- {a}   1484264 contrib/Contents-all
- {b}   9561360 main/binary-amd64/Packages.xz
-"""
 
 
 def test_the_hosts_own_mirrors_are_used() -> None:
@@ -51,25 +40,6 @@ def test_a_named_mirror_wins() -> None:
     chosen = archive.find_mirrors({"PROA_MIRROR": "http://near.example/debian/"})
     assert chosen.archive == "http://near.example/debian"
     assert chosen.security == "http://near.example/debian-security"
-
-
-def test_a_release_file_gives_the_index_hash_and_the_date() -> None:
-    text = RELEASE.format(a="a" * 64, b="b" * 64)
-    digest, date = archive.parse_release(text, "main/binary-amd64/Packages.xz")
-    assert digest == "b" * 64
-    assert date == 1794649451
-
-
-def test_a_captive_portal_is_no_release_file() -> None:
-    with pytest.raises(ValueError, match="Release file"):
-        archive.parse_release("<html>log in</html>", "main/binary-amd64/Packages.xz")
-
-
-def test_a_snapshot_is_known_by_what_it_holds() -> None:
-    one = archive.Snapshot({"trixie": "1", "trixie-security": "2"}, 5)
-    later = archive.Snapshot({"trixie": "1", "trixie-security": "3"}, 9)
-    assert one.key() != later.key()
-    assert one.key(["trixie"]) == later.key(["trixie"])
 
 
 def test_modules_bring_the_modules_that_they_need() -> None:

@@ -61,8 +61,8 @@ def put(machine: Machine, release: Release) -> None:
     machine.releases[release.root_hash] = release
     urls = {}
     for name, data in release.content.items():
-        urls[name] = f"http://server/{release.version}/{name}"
-        _SERVED[urls[name]] = data
+        urls[name] = [f"http://server/{release.version}/{name}"]
+        _SERVED[urls[name][0]] = data
     system = machine.system()
     work = stage.Staging(
         system=system,

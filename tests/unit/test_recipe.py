@@ -49,6 +49,15 @@ def test_a_recipe_adds_to_lists_and_replaces_values(tmp_path: Path) -> None:
     assert mine.files == (recipe.ExtraFile("/usr/share/x", "y", 0o755),)
 
 
+def test_a_recipe_may_say_its_version_and_its_channels(tmp_path: Path) -> None:
+    write(tmp_path, base() + 'version = "1.1.0"\nchannels = ["alpha"]\n', "web.toml")
+    path = write(tmp_path, '[os]\nextends = "web.toml"\nversion = "1.2.0"\nchannels = ["beta"]\n')
+    mine = recipe.load(path)
+    assert (mine.version, mine.channels) == ("1.2.0", ("alpha", "beta"))
+    own = recipe.load(recipe.DEFAULT)
+    assert (own.version, own.channels) == ("", ())
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -61,6 +70,11 @@ def test_a_recipe_adds_to_lists_and_replaces_values(tmp_path: Path) -> None:
         ('[remove]\npaths = ["../../etc/passwd"]\n', 4, "below /"),
         ('[image]\ncompression = "gzip"\n', 4, "zstd, lz4"),
         ('[kernel]\ncmdline_extra = ["a\\nb"]\n', 3, "kernel option"),
+        ('version = "1.1"\n', 3, "os.version: '1.1' is not a version"),
+        ("version = 1.1\n", 3, "os.version: must be a string"),
+        ('channels = "alpha"\n', 3, "os.channels: must be a list of strings"),
+        ('id = "x"\nchannels = ["al pha"]\n', 4, "os.channels: 'al pha' cannot name a channel"),
+        ('chanels = ["alpha"]\n', 3, "did you mean 'channels'"),
         ('[[files]]\npath = "/usr/../etc/shadow"\ncontent = ""\n', 4, "absolute path"),
         ('[[files]]\npath = "/var/x"\ncontent = ""\n', 4, "below /usr or /etc"),
         ('[[files]]\npath = "/usr/x"\ncontent = ""\nmod = "0755"\n', 6, "did you mean 'mode'"),

@@ -74,11 +74,18 @@ def sample() -> manifest.Manifest:
         files={manifest.USR: manifest.File(10, "a" * 64)},
         packages=(manifest.Package("bash", "5", "amd64", "bash", "5"),),
         inputs={"recipe": "x"},
+        channels=("alpha",),
     )
 
 
 def test_a_manifest_is_what_was_written() -> None:
     assert manifest.load(manifest.dump(sample())) == sample()
+
+
+def test_a_manifest_of_before_there_were_channels_is_for_any() -> None:
+    document = json.loads(manifest.dump(sample()))
+    del document["channels"]
+    assert manifest.load(json.dumps(document).encode()).channels == ()
 
 
 def test_the_partition_uuids_are_the_halves_of_the_root_hash() -> None:
@@ -100,6 +107,8 @@ def test_the_partition_uuids_are_the_halves_of_the_root_hash() -> None:
         ({"files": {"a": {"size": "1", "sha256": "a" * 64}}}, "files.a.size"),
         ({"files": {"a": {"size": 1, "sha256": "A" * 64}}}, "files.a.sha256"),
         ({"packages": [1]}, "packages[0]"),
+        ({"channels": "alpha"}, "channels"),
+        ({"channels": ["alpha", "../beta"]}, "cannot name a channel"),
     ],
 )
 def test_a_bad_manifest_is_refused_by_field(change: dict[str, Any], words: str) -> None:

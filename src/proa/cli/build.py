@@ -15,6 +15,7 @@ bytes.
 
 examples:
   proa build --version 1.1.0 --out release-1.1.0
+  proa build --recipe web.toml --out web                       the recipe says the version
   proa build --version 1.1.0 --recipe web.toml --compression lz4 --out /tmp/r
   proa build --version 1.2.0 --refresh --out release-1.2.0     take today's Debian packages
 
@@ -32,7 +33,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--version", required=True, metavar="V", help="the release's version, 1.2.3"
+        "--version", metavar="V", help="the release's version, 1.2.3 (default: the recipe's)"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
     parser.add_argument(
@@ -65,8 +66,16 @@ def run(args: argparse.Namespace) -> int:
     from proa.wire.errors import UserError
     from proa.wire.version import VersionError, parse
 
+    chosen = args.recipe or recipe.DEFAULT
+    wanted = args.version or recipe.load(chosen).version
+    if not wanted:
+        raise UserError(
+            f"neither --version nor {chosen} says which version this is",
+            hint='give --version 1.2.3, or write  version = "1.2.3"  below [os] in your recipe',
+            code=2,
+        )
     try:
-        version = parse(args.version)
+        version = parse(wanted)
     except VersionError as error:
         raise UserError(f"--version: {error}", code=2) from None
     plan = build.BuildOptions(
@@ -74,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         root_json=args.root or paths.data_dir() / "keys" / "root.json",
         out=args.out.absolute(),
         cache=paths.cache_dir(),
-        recipe=args.recipe or recipe.DEFAULT,
+        recipe=chosen,
         compression=args.compression,
         refresh=args.refresh,
     )

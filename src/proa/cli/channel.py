@@ -19,7 +19,7 @@ examples:
   proa channel list
 
 exit status: 0 done; 2 usage; 7 no such version or channel; 8 the repository cannot be read; 9 the
-database cannot be used
+database cannot be used; 12 the release was not made for this channel
 """
 
 
@@ -42,6 +42,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action="store_true",
         help="also offer it to machines that run a newer version",
     )
+    change.add_argument(
+        "--force", action="store_true", help="even if the release was not made for this channel"
+    )
     options.add_repo(change)
     show = actions.add_parser("list", help="show all channels")
     for action in (change, show):
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             datetime.now(UTC),
             create=args.create,
             allow_downgrade=args.allow_downgrade,
+            force=args.force,
         )
         channels = [channel]
     else:

@@ -29,6 +29,7 @@ COMMANDS = (
     "test",
     "build",
     "keys",
+    "payload",
     "publish",
     "repo",
     "serve",

@@ -86,6 +86,13 @@ def duration(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+def size(count: int) -> str:
+    """Return a number of bytes as people say it: ``812 B``, ``131 kB``, ``42.7 MB``."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1e3:.0f} kB" if count < 999_500 else f"{count / 1e6:.1f} MB"
+
+
 def table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows as aligned columns under headings; the last column may be any width."""
     lines = [headings, *rows]

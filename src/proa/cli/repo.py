@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proa import paths
 from proa.cli import options, publish
+
+if TYPE_CHECKING:
+    from proa.factory.repository import Listed
 
 EPILOG = """\
 Signatures expire so that nobody can hide news from machines by serving an old copy. The server
@@ -95,9 +100,8 @@ def _list(directory: Path, as_json: bool) -> int:
     signed = repository.signatures(directory)
     if as_json:
         document = {
-            "versions": [
-                {"version": v.version, "size": v.size, "withdrawn": v.withdrawn} for v in versions
-            ],
+            # Of a payload: name, size in bytes, source (root hash), origin (version), encoder.
+            "versions": [dataclasses.asdict(v) for v in versions],
             "expires": {
                 role: getattr(signed, role).isoformat()
                 for role in ("root", "targets", "snapshot", "timestamp")
@@ -105,10 +109,21 @@ def _list(directory: Path, as_json: bool) -> int:
         }
         print(json.dumps(document, indent=1))
         return 0
-    rows = [(v.version, "withdrawn" if v.withdrawn else f"{v.size / 1e6:.1f} MB") for v in versions]
-    print(options.table(("VERSION", "SIZE"), rows))
+    print(options.table(("VERSION", "RELEASE", "FULL", "DELTAS"), [_row(v) for v in versions]))
     print(f"The signatures: {_expiries(directory)}.")
     return 0
+
+
+def _row(listed: Listed) -> tuple[str, str, str, str]:
+    if listed.withdrawn:
+        return listed.version, "withdrawn", "", ""
+    full = [options.size(p.size) for p in listed.payloads if not p.source]
+    deltas = [
+        f"{options.size(p.size)} from {p.origin or p.source[:16]}"
+        for p in listed.payloads
+        if p.source
+    ]
+    return listed.version, options.size(listed.size), "".join(full) or "-", ", ".join(deltas) or "-"
 
 
 def _expiries(directory: Path) -> str:

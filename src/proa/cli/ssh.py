@@ -10,7 +10,7 @@ You are user `core`; `sudo` works without a password. Options for ssh itself go 
 
 examples:
   proa ssh
-  proa ssh sudo proactl status
+  proa ssh proactl status
   proa ssh sudo journalctl -b
   proa ssh --name other -- -L 2379:127.0.0.1:2379
 

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"""
   ./proa ssh{name}                    a shell on it
-  ./proa ssh{name} sudo proactl status     what it runs and where its updates come from
+  ./proa ssh{name} proactl status     what it runs and where its updates come from
   ./proa console{name}                its serial console
   ./proa status{name}                 the machine and its update server, from outside
   ./proa down{name}                   remove it

@@ -1,29 +1,22 @@
-"""Where Debian packages come from, and which state of the archive a build uses.
+"""Where Debian packages come from.
 
 The mirrors are those that the host's own apt is set up with, so that a site's mirror, proxy and
-policy hold for Proa too. A *snapshot* is the state of all index files at one moment: two builds
-from the same snapshot and recipe give the same bytes.
+policy hold for Proa too. Which state of them a build uses is the business of
+:mod:`proa.factory.snapshot`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 
 from proa.wire.errors import UserError
 
 SUITE = "trixie"
+SUITES = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
 ARCHITECTURE = "amd64"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -41,9 +34,6 @@ _INHERITED = (
     "Acquire::Check-Date",
 )
 
-# How long a snapshot is taken as current before the archive is asked again, in seconds.
-FRESH_FOR = 24 * 3600
-
 
 @dataclass(frozen=True)
 class Mirrors:
@@ -54,33 +44,12 @@ class Mirrors:
 
     def suites(self) -> tuple[tuple[str, str], ...]:
         """Return (base URL, suite) of everything that a build may take packages from."""
-        return (
-            (self.archive, SUITE),
-            (self.archive, f"{SUITE}-updates"),
-            (self.security, f"{SUITE}-security"),
-        )
+        stable, updates, security = SUITES
+        return (self.archive, stable), (self.archive, updates), (self.security, security)
 
     def sources_list(self) -> str:
         """Return the one-line-style sources.list of :meth:`suites`."""
         return "".join(f"deb {url} {suite} main\n" for url, suite in self.suites())
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A state of the archive.
-
-    ``indices`` maps each suite to the sha256 of its package index, ``date`` is the newest
-    Release date of the suites in seconds since 1970, and the base of every time stamp in a build.
-    """
-
-    indices: Mapping[str, str]
-    date: int
-
-    def key(self, suites: Iterable[str] | None = None) -> str:
-        """Return a short content hash of the given suites, or of all."""
-        wanted = sorted(self.indices if suites is None else suites)
-        text = "".join(f"{suite} {self.indices[suite]}\n" for suite in wanted)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_mirrors(environ: Mapping[str, str] = os.environ) -> Mirrors:
@@ -135,68 +104,3 @@ def apt_options() -> list[str]:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return []
     return [line for line in dump.splitlines() if line.split(" ", 1)[0] in _INHERITED]
-
-
-def current_snapshot(mirrors: Mirrors, cache: Path, *, refresh: bool = False) -> Snapshot:
-    """Return the archive's state, asking the mirrors at most once in :data:`FRESH_FOR` seconds.
-
-    A mirror that cannot be reached is no error while an older snapshot is in the cache.
-    """
-    file = cache / "snapshot.json"
-    cached = _load(file)
-    if cached and not refresh and time.time() - file.stat().st_mtime < FRESH_FOR:
-        return cached
-    try:
-        fetched = _fetch(mirrors)
-    except (OSError, ValueError) as error:
-        if cached and not refresh:
-            return cached
-        raise UserError(
-            f"the Debian mirror could not be read: {error}",
-            hint="check the network and the machine's apt sources (apt-get update must work)",
-        ) from None
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".new")
-    temporary.write_text(json.dumps({"indices": dict(fetched.indices), "date": fetched.date}))
-    temporary.replace(file)
-    return fetched
-
-
-def _load(file: Path) -> Snapshot | None:
-    try:
-        document = json.loads(file.read_text())
-        return Snapshot(dict(document["indices"]), int(document["date"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _fetch(mirrors: Mirrors) -> Snapshot:
-    indices: dict[str, str] = {}
-    newest = 0
-    for base, suite in mirrors.suites():
-        url = f"{base}/dists/{suite}/InRelease"
-        try:
-            # The scheme comes from the host's own apt configuration.
-            with urllib.request.urlopen(url, timeout=60) as reply:  # noqa: S310
-                text = reply.read(4 << 20).decode("utf-8", "replace")
-        except urllib.error.URLError as error:
-            raise OSError(f"{url}: {error.reason}") from None
-        digest, date = parse_release(text, f"main/binary-{ARCHITECTURE}/Packages.xz")
-        indices[suite] = digest
-        newest = max(newest, date)
-    return Snapshot(indices, newest)
-
-
-def parse_release(text: str, index: str) -> tuple[str, int]:
-    """Return (sha256 of ``index``, Date in seconds) from the text of an InRelease file.
-
-    Only used as a cache key and a time stamp: the signature is apt's business, which reads the
-    same file again when it installs.
-    """
-    date = re.search(r"^Date: (.+)$", text, re.MULTILINE)
-    digest = re.search(
-        rf"^SHA256:\n(?: .+\n)*? ([0-9a-f]{{64}}) +[0-9]+ {re.escape(index)}$", text, re.MULTILINE
-    )
-    if date is None or digest is None:
-        raise ValueError(f"no Date or no {index} in the Release file")
-    return digest.group(1), int(parsedate_to_datetime(date.group(1)).astimezone(UTC).timestamp())

@@ -16,13 +16,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proa.factory import archive, dpkg, image, initrd, inventory, recipe, rootfs, sdk, tree
+from proa.factory import (
+    archive,
+    cache,
+    dpkg,
+    image,
+    initrd,
+    inventory,
+    recipe,
+    rootfs,
+    sdk,
+    snapshot,
+    tree,
+)
+from proa.factory.kernel import KernelError
+from proa.factory.snapshot import Snapshot
 from proa.wire import manifest
+from proa.wire.bzimage import BzImageError
 from proa.wire.errors import UserError
 from proa.wire.version import Version
 
-# Bump when the way of building changes the initrd for the same input.
-_INITRD_REVISION = 1
+# Bump when the way of building changes the initrd or the kernel's file for the same input.
+_INITRD_REVISION = 3
+_KERNEL_REVISION = 2
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -52,7 +68,7 @@ class _Plan:
 
     options: BuildOptions
     recipe: recipe.Recipe
-    snapshot: archive.Snapshot
+    state: Snapshot
     tools: sdk.Sdk
     packages: Path
     epoch: int
@@ -73,20 +89,16 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
 
 
 def build_from(
-    packages: Path,
-    snapshot: archive.Snapshot,
-    tools: sdk.Sdk,
-    options: BuildOptions,
-    report: sdk.Report,
+    packages: Path, state: Snapshot, tools: sdk.Sdk, options: BuildOptions, report: sdk.Report
 ) -> Path:
     """Make a release as :func:`build` does, from a package tar that the caller has made.
 
-    ``packages`` is what :func:`proa.factory.tree.ensure` returns, of whatever packages.
-    ``snapshot`` says which state of the archive they are from.
+    ``packages`` is what :func:`proa.factory.tree.ensure` returns, of whatever packages; ``state``
+    is the state of the archive that they are from.
     """
     _check(options)
-    epoch = options.epoch if options.epoch is not None else snapshot.date
-    plan = _Plan(options, recipe.load(options.recipe), snapshot, tools, packages, epoch)
+    epoch = options.epoch if options.epoch is not None else state.date
+    plan = _Plan(options, recipe.load(options.recipe), state, tools, packages, epoch)
     return _build(plan, report)
 
 
@@ -105,7 +117,7 @@ def _check(options: BuildOptions) -> None:
 
 def _build(plan: _Plan, report: sdk.Report) -> Path:
     options = plan.options
-    with sdk.scratch(options.cache) as work:
+    with cache.scratch(options.cache) as work:
         out = work / "release"
         out.mkdir()
         _make(plan, work, out, report)
@@ -116,12 +128,38 @@ def _build(plan: _Plan, report: sdk.Report) -> Path:
 
 def _prepare(options: BuildOptions, report: sdk.Report) -> _Plan:
     chosen = recipe.load(options.recipe)
+    state, tools, packages = prepare(
+        chosen.packages, options.cache, report, refresh=options.refresh
+    )
+    epoch = options.epoch if options.epoch is not None else state.date
+    return _Plan(options, chosen, state, tools, packages, epoch)
+
+
+def prepare(
+    packages: Sequence[str], caches: Path, report: sdk.Report, *, refresh: bool = False
+) -> tuple[Snapshot, sdk.Sdk, Path]:
+    """Return the state of the archive to build from, the SDK, and the tar of the package tree.
+
+    A snapshot from the cache may name packages that the mirror has dropped since; then the
+    archive's newer state is taken instead.
+    """
     mirrors = archive.find_mirrors()
-    snapshot = archive.current_snapshot(mirrors, options.cache, refresh=options.refresh)
-    tools = sdk.ensure(options.cache, mirrors, snapshot, report)
-    packages = tree.ensure(chosen.packages, tools, options.cache, mirrors, snapshot, report)
-    epoch = options.epoch if options.epoch is not None else snapshot.date
-    return _Plan(options, chosen, snapshot, tools, packages, epoch)
+    state = snapshot.current(mirrors, caches, refresh=refresh)
+    try:
+        return _installed(packages, caches, state, report)
+    except snapshot.MovedOn:
+        newer = snapshot.current(mirrors, caches, refresh=True)
+        if newer.key == state.key:
+            raise
+        report("the archive moved on since it was last asked: taking its newer state")
+        return _installed(packages, caches, newer, report)
+
+
+def _installed(
+    packages: Sequence[str], caches: Path, state: Snapshot, report: sdk.Report
+) -> tuple[Snapshot, sdk.Sdk, Path]:
+    tools = sdk.ensure(caches, state, report)
+    return state, tools, tree.ensure(packages, tools, caches, state, report)
 
 
 def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
@@ -142,7 +180,10 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
         system / "rootfs",
         options.root_json,
     )
-    shutil.copyfile(root / f"usr/lib/modules/{kernel}/vmlinuz", out / "vmlinuz")
+    vmlinuz = root / f"usr/lib/modules/{kernel}/vmlinuz"
+    report("compressing the kernel")
+    _kernel(plan, work, vmlinuz, report)
+    shutil.copyfile(vmlinuz, out / "vmlinuz")
     report(f"compressing /usr ({plan.compression})")
     usr = image.make_usr(work, out, tools, options.version, plan.epoch, plan.compression)
     report("making the initrd")
@@ -153,6 +194,25 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
     image.make_disk(work, out, tools, usr, line, system / "boot", plan.epoch)
     report("taking stock")
     _take_stock(plan, out, details, inventory.sizes(root, owners), kernel, usr.root_hash)
+
+
+def _kernel(plan: _Plan, work: Path, vmlinuz: Path, report: sdk.Report) -> None:
+    """Compress the kernel so that machines can; the result is cached by what went in."""
+    words = [str(_KERNEL_REVISION), plan.tools.key, digest(vmlinuz)]
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    cached = plan.options.cache / "kernels" / key
+    if not cached.exists():
+        made = work / "vmlinuz"
+        shutil.copyfile(vmlinuz, made)
+        try:
+            image.make_kernel(work, made, plan.tools)
+        except (KernelError, BzImageError) as error:
+            report(f"keeping Debian's vmlinuz, so updates of it are large: {error}")
+            return
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(cached)
+    # Written into the file, so that its mode stays.
+    vmlinuz.write_bytes(cache.used(cached).read_bytes())
 
 
 def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> None:
@@ -172,7 +232,7 @@ def _initrd(plan: _Plan, work: Path, root: Path, kernel: str, target: Path) -> N
         image.make_initrd(work, work / "initrd.img", plan.tools, kernel, plan.epoch)
         cached.parent.mkdir(parents=True, exist_ok=True)
         (work / "initrd.img").rename(cached)
-    shutil.copyfile(cached, target)
+    shutil.copyfile(cache.used(cached), target)
 
 
 def _take_stock(
@@ -204,13 +264,14 @@ def _take_stock(
         files=files,
         packages=tuple(d.package for d in details),
         inputs=_inputs(plan),
+        channels=plan.recipe.channels,
     )
     (out / manifest.MANIFEST).write_bytes(manifest.dump(release))
 
 
 def _inputs(plan: _Plan) -> dict[str, str]:
     system = recipe.DEFAULT.parent
-    inputs = {f"index {suite}": value for suite, value in plan.snapshot.indices.items()}
+    inputs = {f"index {suite}": value for suite, value in plan.state.indices.items()}
     inputs |= {f"tool {name}": value for name, value in plan.tools.versions().items()}
     inputs["compression"] = plan.compression
     inputs["recipe"] = hashlib.sha256(repr(plan.recipe).encode()).hexdigest()

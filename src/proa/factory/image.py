@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proa.factory import frames, kernel
+from proa.factory.kernel import KernelError
 from proa.factory.sdk import Sdk
+from proa.wire import bzimage
 from proa.wire.errors import UserError
 from proa.wire.version import Version
 
@@ -25,6 +28,7 @@ _EROFS = {"zstd": "zstd,level=3", "lz4": "lz4"}
 _CLUSTER = 64 * 1024
 
 _SECTOR = 512
+_INITRD_TIME = 1  # seconds since 1970
 _STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 _BOOT_MANAGER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 _GRUB_MODULES = (
@@ -113,26 +117,49 @@ def make_usr(
     return Usr(image, verity, found.group(1))
 
 
-def make_initrd(work: Path, target: Path, tools: Sdk, kernel: str, epoch: int) -> None:
+def make_kernel(work: Path, vmlinuz: Path, tools: Sdk) -> None:
+    """Compress the kernel in ``vmlinuz`` anew, in place, so that a machine can do it too.
+
+    Raises :class:`KernelError` or :class:`BzImageError`, with the file as it was, where the kernel
+    is not as expected.
+    """
+    image = vmlinuz.read_bytes()
+    payload = bzimage.locate(image)
+    (work / "kernel.old").write_bytes(image[payload.offset : payload.frame_end])
+    script = "zstd -q -d -f --long=31 -o /work/kernel /work/kernel.old"
+    tools.run(["bash", "-c", script], work=work)
+    if (work / "kernel").stat().st_size != payload.unpacked_size:
+        raise KernelError("the payload's size is not that of the kernel in it")
+    frames.encode(work / "kernel", work / "kernel.new", tools.library("libzstd.so.1"))
+    # Unpacked again and compared: nothing in this file is as dear as a kernel that is the same.
+    script = "zstd -q -d -c --long=31 /work/kernel.new | cmp - /work/kernel"
+    tools.run(["bash", "-o", "pipefail", "-c", script], work=work)
+    vmlinuz.write_bytes(kernel.with_frame(image, (work / "kernel.new").read_bytes()))
+
+
+def make_initrd(work: Path, target: Path, tools: Sdk, release: str, epoch: int) -> None:
     """Pack the tree ``work/initrd`` into the compressed cpio ``target``."""
     tree = work / "initrd"
-    tools.run(["depmod", "-b", "/work/initrd", kernel], work=work)
+    tools.run(["depmod", "-b", "/work/initrd", release], work=work)
     tools.run(["ldconfig", "-r", "/work/initrd"], work=work)
     shutil.rmtree(tree / "var/cache", ignore_errors=True)
+    # The same time in all releases: nothing in an initrd looks at it, and what is the same from one
+    # release to the next need not be fetched.
     for directory, names, files in os.walk(tree):
         for name in [*names, *files]:
-            os.utime(Path(directory, name), (epoch, epoch), follow_symlinks=False)
-    os.utime(tree, (epoch, epoch))
-    # Two threads, always: zstd's output depends on whether there is more than one, not on how many.
+            os.utime(Path(directory, name), (_INITRD_TIME, _INITRD_TIME), follow_symlinks=False)
+    os.utime(tree, (_INITRD_TIME, _INITRD_TIME))
     script = (
         "set -o pipefail; cd /work/initrd; find . -print0 | LC_ALL=C sort -z |"
-        " cpio --quiet -0 -o -H newc --reproducible -R 0:0 | zstd -q -T2 -15 -f -o /work/initrd.zst"
+        " cpio --quiet -0 -o -H newc --reproducible -R 0:0 > /work/initrd.cpio"
     )
     tools.run(["bash", "-c", script], work=work, epoch=epoch)
-    shutil.move(work / "initrd.zst", target)
+    frames.encode(work / "initrd.cpio", target, tools.library("libzstd.so.1"))
 
 
-def make_uki(work: Path, out: Path, tools: Sdk, kernel: str, command_line: str, epoch: int) -> Path:
+def make_uki(
+    work: Path, out: Path, tools: Sdk, release: str, command_line: str, epoch: int
+) -> Path:
     """Join kernel, initrd and command line to the unified kernel image ``out/proa.efi``."""
     (work / "cmdline").write_text(command_line)
     tools.run(
@@ -143,7 +170,7 @@ def make_uki(work: Path, out: Path, tools: Sdk, kernel: str, command_line: str, 
             "--initrd=/out/initrd",
             "--cmdline=@/work/cmdline",
             "--os-release=@/work/tree/usr/lib/os-release",
-            f"--uname={kernel}",
+            f"--uname={release}",
             f"--stub={_STUB}",
             "--output=/out/proa.efi",
         ],

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from proa.wire.errors import UserError
+from proa.wire.manifest import CHANNEL_NAME
+from proa.wire.version import VersionError, parse
 
 # Beside the recipe that Proa itself is made from lie its files: rootfs/, initrd/, boot/.
 DEFAULT = Path(__file__).parents[3] / "os" / "recipe.toml"
@@ -40,9 +42,15 @@ class ExtraFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe, with everything that it extends folded in."""
+    """A whole recipe, with everything that it extends folded in.
+
+    ``version`` is "" where the recipe leaves it to the command line; with no ``channels`` its
+    releases may go to any.
+    """
 
     name: str = ""
+    version: str = ""
+    channels: tuple[str, ...] = ()
     id: str = ""
     home_url: str = ""
     group: str = ""
@@ -76,6 +84,8 @@ _KEYS: Mapping[str, Mapping[str, _Rule]] = {
         "name": ("name", "text"),
         "id": ("id", "text"),
         "home_url": ("home_url", "text"),
+        "version": ("version", "text"),
+        "channels": ("channels", "list"),
         "group": ("group", "text"),
         "server": ("server", "text"),
     },
@@ -215,6 +225,14 @@ def _check(recipe: Recipe, source: _Source) -> None:
         raise source.error("image", "compression", f"must be one of {', '.join(COMPRESSIONS)}")
     if not _NAME.fullmatch(recipe.id):
         raise source.error("os", "id", "must be a short lower-case word")
+    if recipe.version:
+        try:
+            parse(recipe.version)
+        except VersionError as error:
+            raise source.error("os", "version", str(error)) from None
+    for name in recipe.channels:
+        if not CHANNEL_NAME.fullmatch(name):
+            raise source.error("os", "channels", f"{name!r} cannot name a channel")
     for key in ("include", "exclude"):
         for name in getattr(recipe, key):
             if not _PACKAGE.fullmatch(name):

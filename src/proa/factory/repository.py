@@ -9,6 +9,11 @@ A release is the targets ``<version>/manifest.json`` and ``<version>/<file>`` fo
 machine installs. Published bytes never change: the targets metadata also remembers withdrawn
 releases (``x-proa-withdrawn``), so that their versions cannot come back as something else.
 
+Its payloads are further targets, ``<version>/full.payload`` and ``<version>/from-<16 digits of the
+verity root hash that it starts from>.payload``. What a machine chooses by is in their ``custom``
+object, see :func:`_payload_target`. They may come later than the release, and one that
+was made anew may take another's place: what comes out of it is the same.
+
 Every change is written in the order in which a machine would miss it: target files, then
 ``N.targets.json``, ``N.snapshot.json`` and last ``timestamp.json``, which alone makes the others
 current. A stop in between leaves the old repository, whole. When a key was rotated, the old and the
@@ -20,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +42,8 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from proa.factory import atomic, keys
+from proa.factory import atomic, keys, payload_file
+from proa.factory.payload_file import PayloadFile
 from proa.wire import manifest, version
 from proa.wire.errors import UserError
 from proa.wire.manifest import MANIFEST, PAYLOAD_FILES, Manifest, ManifestError
@@ -45,12 +51,15 @@ from proa.wire.manifest import MANIFEST, PAYLOAD_FILES, Manifest, ManifestError
 WITHDRAWN = "x-proa-withdrawn"
 
 # Exit status of commands that publish; documented in docs/signing.md. 3 is KEYS_EXIT.
-RELEASE_EXIT = 4
+RELEASE_EXIT = payload_file.RELEASE_EXIT
 TAKEN_EXIT = 5
 LOCKED_EXIT = 6
 UNKNOWN_EXIT = 7
 REPOSITORY_EXIT = 8
-WRITE_EXIT = 11
+PAYLOAD_EXIT = payload_file.PAYLOAD_EXIT
+WRITE_EXIT = payload_file.WRITE_EXIT
+
+_PAYLOAD = ".payload"
 
 _Role = TypeVar("_Role", Root, Snapshot, Targets, Timestamp)
 Report = Callable[[str], None]
@@ -74,20 +83,40 @@ DEFAULT_LIFETIMES = Lifetimes()
 
 @dataclass(frozen=True)
 class Published:
-    """What :func:`publish` did. ``new`` is false if the same bytes were there already."""
+    """What :func:`publish` did. ``new`` is false if the same bytes were there already.
+
+    ``files`` and ``payloads`` are names with their sizes in bytes, of payloads only those that were
+    not there already. ``channels`` are those that the release is meant for; none named means any.
+    """
 
     version: str
     files: Mapping[str, int]
     new: bool
+    channels: tuple[str, ...] = ()
+    payloads: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A payload in the repository: ``size`` in bytes; ``source`` the root hash that it starts from
+    and ``origin`` the version of that; both are "" for the full one."""
+
+    name: str
+    size: int
+    source: str
+    origin: str
+    encoder: str
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A version in the repository; ``size`` is that of its files in bytes (0 if withdrawn)."""
+    """A version in the repository; ``size`` is that of the release's files in bytes, payloads not
+    counted (0 if withdrawn)."""
 
     version: str
     size: int
     withdrawn: bool
+    payloads: tuple[Payload, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,21 +150,24 @@ def publish(
     *,
     lifetimes: Lifetimes = DEFAULT_LIFETIMES,
     passphrase: bytes | None = None,
+    payloads: Sequence[Path] = (),
     dry_run: bool = False,
     lock_seconds: float = 30,
     report: Report = lambda _: None,
 ) -> Published:
     """Verify the release directory, copy it into the repository and sign.
 
+    ``payloads`` are files that lead to this release; machines see them from the same moment on.
     Raises :class:`PublishError` if a file is not what the manifest says, if the version is there
-    with other bytes, or if another publish holds the lock for ``lock_seconds``. With ``dry_run``
-    everything is checked, keys included, and nothing is written.
+    with other bytes, if a payload leads elsewhere, or if another publish holds the lock for
+    ``lock_seconds``. With ``dry_run`` everything is checked, keys included, and nothing is written.
     """
     report("verifying the release")
-    contents, payload = verify_release(release)
+    contents, found = verify_release(release)
     name = str(contents.version)
-    targets = {target.path: target for target in payload.values()}
-    files = {file: target.length for file, target in payload.items()}
+    targets = {target.path: target for target in found.values()}
+    files = {file: target.length for file, target in found.items()}
+    offered = _opened(payloads, name, targets, report)
     # A dry run only reads, and must not make a repository either.
     with contextlib.nullcontext() if dry_run else _locked(repository, lock_seconds):
         roots = keys.roots(keys_dir)
@@ -147,19 +179,51 @@ def publish(
                 hint="A published version never changes. Build this one under a new version.",
                 code=TAKEN_EXIT,
             )
-        if old and f"{name}/{MANIFEST}" in old.targets:
-            return Published(name, files, new=False)
+        known = bool(old and f"{name}/{MANIFEST}" in old.targets)
+        adding = [] if known else [_Adding(t, release / file) for file, t in found.items()]
+        new_payloads = _new_payloads(offered, name, old, repository)
+        sizes = {a.name: a.target.length for a in new_payloads}
+        done = Published(name, files, not known, contents.channels, sizes)
+        adding += new_payloads
+        if not adding:
+            return done
         signing = _Signing(keys_dir, roots, state, now, lifetimes, passphrase)
-        metadata = signing.files(add_release(old, targets))
-        if dry_run:
-            return Published(name, files, new=True)
-        atomic.sweep(repository)
-        for file, target in payload.items():
-            report(f"copying {file}")
-            _place(release / file, repository / "targets" / name, file, target)
-        report("writing the metadata")
-        _write_metadata(repository, metadata)
-    return Published(name, files, new=True)
+        metadata = signing.files(add_release(old, {a.target.path: a.target for a in adding}))
+        if not dry_run:
+            _commit(repository, adding, metadata, report)
+    return done
+
+
+def add_payloads(
+    name: str,
+    payloads: Sequence[Path],
+    repository: Path,
+    keys_dir: Path,
+    now: datetime,
+    *,
+    lifetimes: Lifetimes = DEFAULT_LIFETIMES,
+    passphrase: bytes | None = None,
+    lock_seconds: float = 30,
+    report: Report = lambda _: None,
+) -> dict[str, int]:
+    """Add payloads to the published version ``name``; return the sizes of those that are new.
+
+    The same bytes again change nothing; other bytes from the same source take the old one's place.
+    Raises :class:`PublishError` if one does not lead to that version.
+    """
+    _need(repository)
+    with _locked(repository, lock_seconds):
+        roots = keys.roots(keys_dir)
+        state = _current(repository, roots)
+        if f"{name}/{MANIFEST}" not in state.targets.targets:
+            raise unknown_version(name, [v.version for v in _list(state.targets)], repository)
+        offered = _opened(payloads, name, state.targets.targets, report)
+        adding = _new_payloads(offered, name, state.targets, repository)
+        if adding:
+            signing = _Signing(keys_dir, roots, state, now, lifetimes, passphrase)
+            new = {a.target.path: a.target for a in adding}
+            _commit(repository, adding, signing.files(add_release(state.targets, new)), report)
+    return {a.name: a.target.length for a in adding}
 
 
 def withdraw(
@@ -292,6 +356,29 @@ def verify_release(release: Path) -> tuple[Manifest, dict[str, TargetFile]]:
     return contents, targets
 
 
+def find_release(repository: Path, name: str, directory: Path) -> Path:
+    """Lay out the published release ``name`` in ``directory`` as ``proa build`` did, by links.
+
+    Only what a machine installs is there, and its manifest; each file is compared with its signed
+    sha256. Raises :class:`PublishError` where one is missing or damaged.
+    """
+    targets = _current(repository).targets.targets
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in (MANIFEST, *PAYLOAD_FILES):
+        target = targets.get(f"{name}/{file}")
+        if target is None:
+            raise unknown_version(name, [], repository)
+        path = (repository / "targets" / name / f"{target.hashes['sha256']}.{file}").absolute()
+        try:
+            found = atomic.digest(path).sha256
+        except OSError as error:
+            raise _damaged(path, str(error.strerror)) from None
+        if found != target.hashes["sha256"]:
+            raise _damaged(path, "its content is not what was signed")
+        (directory / file).symlink_to(path)
+    return directory
+
+
 def unknown_version(name: str, known: Sequence[str], repository: Path) -> PublishError:
     """Return the error for a version that is not in the repository."""
     have = f"It has {', '.join(known)}." if known else "It has none yet; see `proa publish`."
@@ -392,13 +479,55 @@ def _target(release: version.Version, name: str, digest: atomic.Digest) -> Targe
     )
 
 
+def _payload_target(
+    path: str, opened: PayloadFile, digest: atomic.Digest, origin: str
+) -> TargetFile:
+    """Return the target of a payload.
+
+    Its ``custom`` object is all that a machine chooses by: the length and hash of the head, which
+    it checks before it reads it; the compressor that it must have; the root hash and the version
+    that it starts from (each "" if there is none); and the bytes of disk that it takes meanwhile.
+    """
+    head = {"length": opened.head_length, "sha256": opened.head_sha256}
+    about = {
+        "head": head,
+        "encoder": opened.head.encoder,
+        "source": opened.source,
+        "from": origin,
+        "scratch": opened.head.scratch,
+    }
+    return TargetFile(digest.size, {"sha256": digest.sha256}, path, {"custom": {"proa": about}})
+
+
 def _list(targets: Targets) -> list[Listed]:
     sizes: dict[str, int] = {}
+    payloads: dict[str, list[Payload]] = {}
     for path, target in targets.targets.items():
-        sizes[_version_of(path)] = sizes.get(_version_of(path), 0) + target.length
-    found = [Listed(name, size, withdrawn=False) for name, size in sizes.items()]
+        name, _, file = path.partition("/")
+        if file.endswith(_PAYLOAD):
+            payloads.setdefault(name, []).append(_payload(file, target))
+        else:
+            sizes[name] = sizes.get(name, 0) + target.length
+    found = [
+        Listed(name, size, withdrawn=False, payloads=_ordered(payloads.get(name, [])))
+        for name, size in sizes.items()
+    ]
     found += [Listed(name, 0, withdrawn=True) for name in _withdrawn(targets)]
     return sorted(found, key=lambda listed: version.parse(listed.version))
+
+
+def _payload(name: str, target: TargetFile) -> Payload:
+    about = target.unrecognized_fields["custom"]["proa"]
+    return Payload(name, target.length, about["source"], about["from"], about["encoder"])
+
+
+def _ordered(payloads: Sequence[Payload]) -> tuple[Payload, ...]:
+    """Return the full payload first, then deltas from the newest version on."""
+
+    def rank(payload: Payload) -> tuple[bool, version.Version]:
+        return payload.source == "", version.parse(payload.origin or "0.0.0")
+
+    return tuple(sorted(payloads, key=rank, reverse=True))
 
 
 # --- Signing ------------------------------------------------------------------------------------
@@ -559,6 +688,91 @@ def _write_metadata(repository: Path, files: Sequence[tuple[str, bytes]]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files:
         atomic.write(folder / name, data)
+
+
+@dataclass(frozen=True)
+class _Adding:
+    """A file that becomes a target."""
+
+    target: TargetFile
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.target.path.partition("/")[2]
+
+
+def _commit(
+    repository: Path,
+    adding: Sequence[_Adding],
+    metadata: Sequence[tuple[str, bytes]],
+    report: Report,
+) -> None:
+    """Copy files into the repository, and then say in the metadata that they are there."""
+    atomic.sweep(repository)
+    for file in adding:
+        report(f"copying {file.name}")
+        folder = repository / "targets" / _version_of(file.target.path)
+        _place(file.source, folder, file.name, file.target)
+    report("writing the metadata")
+    _write_metadata(repository, metadata)
+
+
+def _opened(
+    payloads: Sequence[Path], name: str, targets: Mapping[str, TargetFile], report: Report
+) -> list[tuple[PayloadFile, atomic.Digest]]:
+    """Check payloads: each must be whole, and lead to the release of ``targets``."""
+    found = []
+    for path in payloads:
+        report(f"verifying {path.name}")
+        opened = payload_file.open_payload(path)
+        for file, size, sha256 in payload_file.described(opened.head):
+            target = targets[f"{name}/{file}"]
+            if (size, sha256) != (target.length, target.hashes["sha256"]):
+                raise PublishError(
+                    f"{path} makes another {file} than that of {name}",
+                    hint="Publish it with the release that it was made for.",
+                    code=PAYLOAD_EXIT,
+                )
+        payload_file.check_blobs(opened)
+        found.append((opened, atomic.digest(path)))
+    return found
+
+
+def _new_payloads(
+    offered: Sequence[tuple[PayloadFile, atomic.Digest]],
+    name: str,
+    old: Targets | None,
+    repository: Path,
+) -> list[_Adding]:
+    """Return those payloads that are not in the repository with the very same bytes."""
+    known = old.targets if old else {}
+    roots = _root_hashes(repository, known) if offered else {}
+    adding = []
+    for opened, digest in offered:
+        path = f"{name}/{opened.name}"
+        there = known.get(path)
+        if there and there.hashes["sha256"] == digest.sha256:
+            continue
+        # That of a source which was withdrawn since is in the target that is replaced.
+        before = _payload(opened.name, there).origin if there else ""
+        origin = roots.get(opened.source, before)
+        adding.append(_Adding(_payload_target(path, opened, digest, origin), opened.path))
+    return adding
+
+
+def _root_hashes(repository: Path, targets: Mapping[str, TargetFile]) -> dict[str, str]:
+    """Return the version of each verity root hash that is published."""
+    found = {}
+    for path, target in targets.items():
+        name, _, file = path.partition("/")
+        if file == MANIFEST:
+            place = repository / "targets" / name / f"{_manifest_digest(target)}.{file}"
+            try:
+                found[manifest.load(place.read_bytes()).root_hash] = name
+            except (OSError, ManifestError) as error:
+                raise _damaged(place, str(error)) from None
+    return found
 
 
 def _place(source: Path, folder: Path, name: str, target: TargetFile) -> None:

@@ -7,6 +7,7 @@ tmpfiles.
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -69,6 +70,7 @@ def make(
     """
     kernel = kernel_version(tree)
     shutil.move(tree / f"boot/vmlinuz-{kernel}", tree / f"usr/lib/modules/{kernel}/vmlinuz")
+    _unpack_modules(tree, tools, kernel)
     remove(tree, recipe.remove)
     lay_over(files, tree)
     # sudo itself asks for this mode.
@@ -93,6 +95,16 @@ def make(
     _var(tree)
     shutil.move(tree / "etc", share / "etc")
     shutil.rmtree(tree / "boot")
+
+
+def _unpack_modules(tree: Path, tools: Sdk, kernel: str) -> None:
+    """Unpack the kernel's modules: the image is compressed as a whole, and an update of a kernel
+    finds what two versions of a module have in common only in their plain bytes."""
+    modules = tree / "usr/lib/modules" / kernel
+    for packed in sorted(modules.rglob("*.ko.xz")):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+    tools.run(["depmod", "-b", "/work/tree", kernel], work=tree.parent)
 
 
 def lay_over(source: Path, target: Path) -> None:

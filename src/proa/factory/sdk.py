@@ -8,18 +8,17 @@ runs inside can leave a mount behind on the host.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proa.factory import archive
+from proa.factory import archive, cache, snapshot
+from proa.factory.snapshot import Snapshot
 from proa.wire.errors import UserError
 
 Report = Callable[[str], None]
@@ -87,6 +86,14 @@ _UNSHARE = (
 )
 
 
+class ToolError(UserError):
+    """A tool that failed; ``output`` is all that it said."""
+
+    def __init__(self, message: str, output: str) -> None:
+        super().__init__(message)
+        self.output = output
+
+
 @dataclass(frozen=True)
 class Sdk:
     """A ready SDK tree at ``path``; ``key`` names its content."""
@@ -105,7 +112,7 @@ class Sdk:
         """Run ``command`` inside the SDK with ``work`` as ``/work`` and return its output.
 
         ``binds`` maps further absolute directories of the SDK to directories of the host. Raises
-        :class:`UserError` with the end of the tool's own words when it fails.
+        :class:`ToolError` with the end of the tool's own words when it fails.
         """
         targets = {"/work": work, **(binds or {})}
         for target in targets:
@@ -118,27 +125,18 @@ class Sdk:
             "PROXIES": _proxies(),
         }
         arguments = [str(part) for part in command]
-        process = subprocess.Popen(
-            [*_UNSHARE, "--", "bash", "-c", _ENTER, "proa-sdk", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        status, out, err = _unshared(
+            ["bash", "-c", _ENTER, "proa-sdk", *arguments], environment=environment
         )
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            # Ctrl-C: the kernel kills everything in the process namespace with its first process.
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-            raise
-        if process.returncode != 0:
-            tail = "\n".join((err or out).decode("utf-8", "replace").splitlines()[-15:])
-            raise UserError(
-                f"{arguments[0]} failed in the SDK (exit {process.returncode}):\n{tail}"
-            )
-        return out.decode("utf-8", "replace")
+        if status != 0:
+            said = err or out
+            tail = "\n".join(said.splitlines()[-15:])
+            raise ToolError(f"{arguments[0]} failed in the SDK (exit {status}):\n{tail}", said)
+        return out
+
+    def library(self, name: str) -> Path:
+        """Return a shared library of the SDK; this host can load it, for it needs only libc."""
+        return self.path / "usr/lib/x86_64-linux-gnu" / name
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages whose tools shape the bytes of a release."""
@@ -163,88 +161,96 @@ def _proxies() -> str:
     return " ".join(f"{n}={os.environ[n]}" for n in names if " " not in os.environ.get(n, " "))
 
 
-def ensure(
-    cache: Path, mirrors: archive.Mirrors, snapshot: archive.Snapshot, report: Report
-) -> Sdk:
-    """Return the SDK for ``snapshot``, made anew only if the cache has none.
+def _unshared(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run ``command`` in namespaces of its own; return its exit status, stdout and stderr.
 
-    It is keyed by its package list and by the stable suite alone, which changes at Debian's point
-    releases: security updates of the system being built need no new tools.
+    Whatever it mounts or starts is gone when it ends, or when this process is interrupted.
+    """
+    process = subprocess.Popen(
+        [*_UNSHARE, "--", *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        # Ctrl-C: the kernel kills everything in the process namespace with its first process.
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def ensure(caches: Path, state: Snapshot, report: Report) -> Sdk:
+    """Return the SDK made of ``state``, made anew only if the cache has none.
+
+    It is keyed by its package list and by all that the snapshot says: boot loaders and the UEFI
+    stub go from it into the image, so it takes security updates, and what it was made from must
+    be what the manifest says.
     """
     require_root()
-    listing = "\n".join(sorted(PACKAGES)) + snapshot.key([archive.SUITE])
+    listing = "\n".join(sorted(PACKAGES)) + state.key
     key = hashlib.sha256(listing.encode()).hexdigest()[:16]
-    tree = cache / "sdk" / key
-    with locked(cache / "sdk.lock"):
+    tree = caches / "sdk" / key
+    with cache.locked(caches / "sdk.lock"):
         if not tree.is_dir():
             report("no SDK in the cache: installing its packages")
-            with scratch(cache) as temporary:
-                bootstrap(temporary / "tree", mirrors)
+            with cache.scratch(caches) as work:
+                bootstrap(work / "tree", state, caches / "downloads")
                 tree.parent.mkdir(parents=True, exist_ok=True)
-                (temporary / "tree").rename(tree)
-            for old in tree.parent.iterdir():
-                if old != tree:
-                    shutil.rmtree(old)
-    return Sdk(tree, key)
+                (work / "tree").rename(tree)
+    return Sdk(cache.used(tree), key)
 
 
-def bootstrap(tree: Path, mirrors: archive.Mirrors) -> None:
-    """Make the SDK tree with the host's mmdebstrap."""
+def bootstrap(tree: Path, state: Snapshot, downloads: Path) -> None:
+    """Make the SDK tree with the host's mmdebstrap; packages are kept in ``downloads``."""
     if shutil.which("mmdebstrap") is None:
         raise UserError("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
-    options = [f"--aptopt={line}" for line in archive.apt_options()]
-    result = subprocess.run(
-        [
-            "mmdebstrap",
-            "--variant=minbase",
-            "--mode=root",
-            "--format=directory",
-            f"--architectures={archive.ARCHITECTURE}",
-            f"--keyring={archive.KEYRING}",
-            '--aptopt=APT::Install-Recommends "false"',
-            '--aptopt=Acquire::Languages "none"',
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            *options,
-            f"--include={','.join(PACKAGES)}",
-            archive.SUITE,
-            str(tree),
-            "-",
-        ],
-        input=mirrors.sources_list(),
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode != 0:
-        tail = "\n".join(result.stderr.splitlines()[-15:])
-        raise UserError(
-            f"the SDK could not be installed:\n{tail}",
-            hint="if the mirror is at fault, check that apt-get update works on this machine",
-        )
+    with downloading(downloads) as packages:
+        status, _, said = _unshared(bootstrap_command(tree, state.directory, packages))
+    if status != 0:
+        raise snapshot.failure("the SDK could not be installed", said)
+
+
+def bootstrap_command(tree: Path, state: Path, packages: Path) -> list[str]:
+    """Return how mmdebstrap makes the SDK from the snapshot in ``state``."""
+    return [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--mode=root",
+        "--format=directory",
+        f"--architectures={archive.ARCHITECTURE}",
+        f"--keyring={archive.KEYRING}",
+        '--aptopt=APT::Install-Recommends "false"',
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        *(f"--aptopt={line}" for line in archive.apt_options()),
+        *snapshot.pinned(state),
+        *snapshot.kept_downloads(packages),
+        f"--include={','.join(PACKAGES)}",
+        archive.SUITE,
+        str(tree),
+        str(state / "sources.list"),
+    ]
+
+
+@contextlib.contextmanager
+def downloading(downloads: Path) -> Iterator[Path]:
+    """The directory of downloaded packages, for one apt at a time."""
+    packages = downloads / "apt"
+    packages.mkdir(parents=True, exist_ok=True)
+    with cache.locked(downloads.with_suffix(".lock")):
+        yield packages
 
 
 def require_root() -> None:
     """Raise unless this process may mount and own files as root."""
     if os.geteuid() != 0:
         raise UserError("building needs root (it mounts and keeps file owners)", hint="use sudo")
-
-
-@contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``file``: two builds never make the same cache entry."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def scratch(cache: Path) -> Iterator[Path]:
-    """A directory on the cache's file system that is gone afterwards, whatever happens."""
-    cache.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="work-", dir=cache))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -255,6 +255,7 @@ def update_to_second(tour: Tour) -> list[str]:
         journal = _timers_command(tour)
         answers, seconds = asked.summary(), time.monotonic() - started
     status = tour.run("sudo proactl status")
+    saved = _saved(tour, "1.1.0")
     _expect(answers.missed == 0, f"the container was away during the update: {answers}")
     tour.report("staged; waiting for the machine's own restart")
     committed = _wait_committed(tour, "1.1.0", old)
@@ -267,6 +268,7 @@ def update_to_second(tour: Tour) -> list[str]:
         f"runs: {_argv(program)}",
         *journal,
         f"written and verified in {seconds:.0f} s; the container meanwhile: {answers}",
+        saved,
         "before the restart:",
         *_indent(status),
         f"after it: {committed['version']} in slot {committed['slot']}, {committed['condition']}",
@@ -311,17 +313,24 @@ def cannot_boot(tour: Tour) -> list[str]:
 def flipped_byte(tour: Tour) -> list[str]:
     files = {"/usr/share/proa/greeting": "Greetings from 1.3.0\n"}
     evidence = _build(tour, "1.3.0", files=files)
-    up.publish(tour.site, "1.3.0", channel=None)
-    (payload,) = (tour.site.repository / "targets" / "1.3.0").glob("*.usr.erofs")
-    with _one_byte_flipped(payload), _offered(tour, "1.3.0"):
+    # Deltas from all versions so far: the machine that boots by BIOS starts from the first one.
+    up.publish(tour.site, "1.3.0", channel=None, deltas=4)
+    # Each way that this machine could go: where the delta is refused, it takes the image.
+    published = tour.site.repository / "targets" / "1.3.0"
+    spoilt = [*published.glob("*.payload"), *published.glob("*.usr.erofs")]
+    with contextlib.ExitStack() as stack:
+        for path in spoilt:
+            stack.enter_context(_one_byte_flipped(path))
+        stack.enter_context(_offered(tour, "1.3.0"))
         told = _refuses(tour, PAYLOAD_DIFFERS)
-    return [*evidence, f"one byte of {payload.name[:12]}….usr.erofs flipped", *told]
+    names = ", ".join(path.name.partition(".")[2] for path in spoilt)
+    return [*evidence, f"one byte flipped in each of {names}", *told]
 
 
 def strangers_key(tour: Tour) -> list[str]:
     tour.stranger.proa("keys", "init")
     release = tour.site.release("1.3.0")
-    tour.stranger.proa("publish", release, "--repo", tour.stranger.repository)
+    tour.stranger.proa("publish", release, "--repo", tour.stranger.repository, "--no-payloads")
     with (
         _offered(tour, "1.3.0"),
         _in_place_of(tour.site.repository, tour.stranger.repository),
@@ -339,6 +348,7 @@ def good_again(tour: Tour) -> list[str]:
     return [
         "the repository is whole again",
         *journal,
+        _saved(tour, "1.3.0"),
         f"{committed['version']} in slot {committed['slot']}, {committed['condition']}",
     ]
 
@@ -378,6 +388,7 @@ def update_bios(tour: Tour) -> list[str]:
     _expect(not failed, f"failed units: {failed}")
     return [
         *journal,
+        _saved(tour, "1.3.0"),
         f"{committed['version']} in slot {committed['slot']}, {committed['condition']}",
         "GRUB's environment: " + "; ".join(line for line in grub.splitlines() if line.strip()),
     ]
@@ -595,6 +606,18 @@ def _fails_and_returns(tour: Tour, version: str) -> list[str]:
         *again,
         f"the server knows: {failure['version']} failed: {failure['reason']}",
     ]
+
+
+def _saved(tour: Tour, version: str) -> str:
+    """Say what the delta saved; raise if the version did not come by one."""
+    last = tour.status()["transfer"]
+    _expect(last["version"] == version, f"the last transfer was of {last['version']}")
+    _expect("delta" in last["way"], f"{version} came by {last['way']}")
+    saved = 1 - last["fetched"] / last["written"]
+    return (
+        f"{last['way']}: {last['fetched']:,} bytes fetched for {last['written']:,} bytes "
+        f"of images, {saved:.3%} saved"
+    )
 
 
 def _refuses(tour: Tour, code: int) -> list[str]:

@@ -148,13 +148,12 @@ def digest_of_sources(further: Iterable[Path] = ()) -> str:
 def build(
     home: Site, version: str, report: Callable[[str], None], recipe: Path | None = None
 ) -> Path:
-    """Build ``version`` into the site's releases, for trying: quickly rather than small."""
+    """Build ``version`` into the site's releases, as a release is built."""
     out = home.release(version)
     chosen = () if recipe is None else ("--recipe", recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     home.proa(
         *("build", "--version", version, "--root", home.root, "--out", out),
-        *("--compression", "lz4"),
         *chosen,
         report=report,
     )
@@ -167,9 +166,14 @@ def _stamp(home: Site, version: str) -> Path:
     return release.with_name(f"{release.name}.sources")
 
 
-def publish(home: Site, version: str, channel: str | None = CHANNEL) -> None:
-    """Publish a built release and point ``channel`` to it."""
-    home.proa("publish", home.release(version), "--repo", home.repository)
+def publish(home: Site, version: str, channel: str | None = CHANNEL, *, deltas: int = 1) -> None:
+    """Publish a built release and point ``channel`` to it.
+
+    It comes with payloads from the ``deltas`` latest versions, and no full one: that takes
+    minutes, and no machine of the lab starts from nothing.
+    """
+    payloads = ("--no-full", "--deltas", str(deltas))
+    home.proa("publish", home.release(version), "--repo", home.repository, *payloads)
     if channel is not None:
         home.proa("channel", "set", channel, version)
 

@@ -6,6 +6,7 @@ shell-like ``KEY=value`` lines (``reference/coreos/update-engine.md`` 1.4).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,17 @@ from proa.machine.system import System, assignments
 
 FILES = ("/etc/proa/update.conf", "/etc/coreos/update.conf", "/usr/share/proa/update.conf")
 DISABLED = "disabled"
+PAYLOADS = ("auto", "full", "image")
+
+_RATE = re.compile(r"([0-9]{1,12})([KMG]?)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Config:
     """``reboot_delay`` and ``health_timeout`` are in seconds.
 
+    ``payload`` is which way an update comes: ``auto`` for the smallest, ``full`` for no delta,
+    ``image`` for the images as they are. ``download_rate`` is in bytes per second, 0 for no limit.
     ``warnings`` are settings that could not be used as they stand, in words for the owner.
     """
 
@@ -28,6 +34,8 @@ class Config:
     reboot_delay: int = 300
     machine_alias: str = ""
     health_timeout: int = 600
+    payload: str = "auto"
+    download_rate: int = 0
     warnings: Sequence[str] = ()
 
     @property
@@ -65,6 +73,19 @@ def read(system: System) -> Config:
             f"{origin['REBOOT_STRATEGY']}: REBOOT_STRATEGY={strategy} is not known to this "
             "version (reboot, off); treated as off"
         )
+    payload = values.get("PAYLOAD", "") or default.payload
+    if payload not in PAYLOADS:
+        warnings.append(
+            f"{origin['PAYLOAD']}: PAYLOAD={payload} is not known to this version "
+            f"({', '.join(PAYLOADS)}); using {default.payload}"
+        )
+        payload = default.payload
+    rate = _rate(values.get("DOWNLOAD_RATE", ""))
+    if rate is None:
+        warnings.append(
+            f"{origin['DOWNLOAD_RATE']}: DOWNLOAD_RATE={values['DOWNLOAD_RATE']} is not a number "
+            "of bytes per second from 1024, such as 500K or 2M; downloading at full speed"
+        )
     return Config(
         group=values.get("GROUP", "") or default.group,
         server=values.get("SERVER", "") or default.server,
@@ -72,5 +93,18 @@ def read(system: System) -> Config:
         reboot_delay=seconds("REBOOT_DELAY", default.reboot_delay),
         machine_alias=values.get("MACHINE_ALIAS", ""),
         health_timeout=seconds("HEALTH_TIMEOUT", default.health_timeout),
+        payload=payload,
+        download_rate=rate or 0,
         warnings=tuple(warnings),
     )
+
+
+def _rate(text: str) -> int | None:
+    """Return bytes per second, with K, M and G as powers of 1024; 0 for "", None for nonsense."""
+    match = _RATE.fullmatch(text)
+    if not text or text == "0":
+        return 0
+    if match is None:
+        return None
+    rate = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+    return rate if rate >= 1024 else None

@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ class Patience:
     """How long to wait, in seconds, and how slow is too slow: update_engine's numbers.
 
     A transfer is stalled that brings fewer than ``slow_bytes`` bytes per second for ``slow_for``
-    seconds. ``retries`` are the tries in a row that may bring not a single byte.
+    seconds. ``retries`` are the tries in a row that may bring not a single byte. ``rate`` is the
+    most that is asked for, in bytes per second; 0 is as fast as it comes.
     """
 
     connect: float = 30
@@ -35,6 +36,7 @@ class Patience:
     retries: int = 5
     pause: float = 1
     longest_pause: float = 30
+    rate: int = 0
 
 
 PATIENCE = Patience()
@@ -84,22 +86,26 @@ def download(
     size: int,
     patience: Patience,
     pause: Callable[[float], None] = time.sleep,
+    *,
+    end: int | None = None,
 ) -> Iterator[bytes]:
-    """Yield the bytes of ``url`` from ``start`` to ``size`` (its whole length), retrying.
+    """Yield the bytes of ``url`` from ``start`` to ``end`` (or all), retrying.
 
-    After an interruption it goes on where it stopped. Raises :class:`FetchError` when too many
-    tries in a row brought nothing, and :class:`WrongSize` where the file is not ``size`` long.
+    ``size`` is the length of the whole file. After an interruption it goes on where it stopped.
+    Raises :class:`FetchError` when too many tries in a row brought nothing, and :class:`WrongSize`
+    where the file is not ``size`` long.
     """
+    end = size if end is None else end
     empty_tries = 0
-    while start < size:
+    while start < end:
         try:
-            for chunk in _range(url, start, size, patience):
+            for chunk in _range(url, start, end, size, patience):
                 start += len(chunk)
                 empty_tries = 0
                 yield chunk
-            if start >= size:
+            if start >= end:
                 return
-            failure = FetchError(f"{url}: the transfer ended {size - start} bytes early")
+            failure = FetchError(f"{url}: the transfer ended {end - start} bytes early")
         except FetchError as error:
             if not error.temporary:
                 raise
@@ -110,9 +116,31 @@ def download(
         pause(min(patience.pause * 2 ** (empty_tries - 1), patience.longest_pause))
 
 
-def _range(url: str, start: int, size: int, patience: Patience) -> Iterator[bytes]:
-    """Yield what one request brings, from ``start`` on and never beyond ``size``."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
+def download_from(
+    urls: Sequence[str],
+    start: int,
+    size: int,
+    patience: Patience,
+    pause: Callable[[float], None] = time.sleep,
+) -> Iterator[bytes]:
+    """Like :func:`download`, from one mirror after the other as long as each fails."""
+    for number, url in enumerate(urls, start=1):
+        try:
+            for chunk in download(url, start, size, patience, pause):
+                start += len(chunk)
+                yield chunk
+            return
+        except FetchError:
+            if number == len(urls):
+                raise
+
+
+def _range(url: str, start: int, end: int, size: int, patience: Patience) -> Iterator[bytes]:
+    """Yield what one request brings, from ``start`` on and never beyond ``end``."""
+    if end < size:
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+    else:
+        headers = {"Range": f"bytes={start}-"} if start else {}
     with _open(_request(url, headers=headers), patience) as response:
         skip = 0
         if response.status == 206:
@@ -130,11 +158,15 @@ def _range(url: str, start: int, size: int, patience: Patience) -> Iterator[byte
         for chunk in _chunks(response, url, patience):
             wanted = chunk[skip:]
             skip -= len(chunk) - len(wanted)
-            if len(wanted) > size - start:
+            if end == size and len(wanted) > size - start:
                 raise WrongSize(f"{url} is longer than the {size} bytes signed", temporary=False)
+            # A server that does not know ranges goes on behind the end of ours.
+            wanted = wanted[: end - start]
             start += len(wanted)
             if wanted:
                 yield wanted
+            if start == end < size:
+                return
 
 
 def _request(
@@ -167,16 +199,20 @@ def _open(request: urllib.request.Request, patience: Patience) -> Any:
 def _chunks(response: Any, url: str, patience: Patience) -> Iterator[bytes]:
     """Yield what comes, as it comes, while it comes fast enough."""
     since, received = time.monotonic(), 0
+    # With a rate, what is not read fills the socket's buffer, and TCP slows the sender down.
+    most = min(CHUNK, max(1024, patience.rate // 10)) if patience.rate else CHUNK
     while True:
         try:
             # read1, not read: what has arrived, without waiting until a whole chunk is there.
-            chunk: bytes = response.read1(CHUNK)
+            chunk: bytes = response.read1(most)
         except (OSError, http.client.HTTPException) as error:
             raise FetchError(f"{url}: {_words(error)}") from None
         if not chunk:
             return
         yield chunk
         received += len(chunk)
+        if patience.rate:
+            time.sleep(max(0.0, received / patience.rate - (time.monotonic() - since)))
         now = time.monotonic()
         if now - since > patience.slow_for:
             if received < patience.slow_bytes * (now - since):

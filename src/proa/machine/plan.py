@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from proa.machine.errors import Code
@@ -76,3 +76,58 @@ def decide(situation: Situation) -> Install | Nothing | Refusal:
     if offered == s.staged and not s.force:
         return Nothing(f"{offered} is staged already", staged=True)
     return Install()
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to get a release. ``name`` is what the repository calls it, "" for the images.
+
+    ``source`` is the root hash that it starts from and ``origin`` that version ("" for none);
+    ``size`` are the bytes to fetch, ``encoder`` what must be on the machine, ``scratch`` the room
+    that it needs beside the slot, in bytes.
+    """
+
+    name: str
+    size: int
+    source: str = ""
+    origin: str = ""
+    encoder: str = ""
+    scratch: int = 0
+
+    @property
+    def words(self) -> str:
+        if not self.name:
+            return "the images as they are"
+        return f"a delta from {self.origin}" if self.source else "the full payload"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ways that can be gone, the best first, and why others cannot."""
+
+    ways: tuple[Way, ...]
+    refused: tuple[str, ...]
+
+
+def choose(ways: Sequence[Way], *, running: str, encoder: str, room: int, setting: str) -> Choice:
+    """Order the ways by what has to be fetched, without those that this machine cannot go.
+
+    ``running`` is the root hash of the running /usr, ``encoder`` the machine's compressor, ``room``
+    the free bytes of its state directory, ``setting`` is PAYLOAD of update.conf. The images are
+    always a way, and the last one: they need nothing of the machine.
+    """
+    good, refused = [], []
+    for way in sorted(ways, key=lambda w: (not w.name, w.size)):
+        if way.name and setting == "image":
+            refused.append(f"{way.words}: PAYLOAD=image is set")
+        elif way.source and setting == "full":
+            refused.append(f"{way.words}: PAYLOAD=full is set")
+        elif way.source and way.source != running:
+            refused.append(f"{way.words}: that version does not run here")
+        elif way.encoder and way.encoder != encoder:
+            refused.append(f"{way.words}: it needs {way.encoder}; here is {encoder or 'none'}")
+        elif way.scratch > room:
+            refused.append(f"{way.words}: it needs {way.scratch >> 20} MiB of room for old content")
+        else:
+            good.append(way)
+    return Choice(tuple(good), tuple(refused))

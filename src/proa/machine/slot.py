@@ -67,11 +67,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Disk:
-    """The disk that the running system came from."""
+    """The disk that the running system came from. ``root_hash`` is the running one's."""
 
     node: Path
     running: str
     slots: Mapping[str, Slot]
+    root_hash: str
 
     @property
     def active(self) -> Slot:
@@ -113,7 +114,7 @@ def find(system: System) -> Disk:
         }
     except KeyError as error:
         raise _broken(f"the disk {disk.name} has no partition named {error}") from None
-    return Disk(disk, slots_by_label[running], slots)
+    return Disk(disk, slots_by_label[running], slots, root_hash)
 
 
 def _running_root_hash(system: System) -> str:

@@ -5,7 +5,7 @@ The order is what makes a power cut harmless at any step:
 1. the passive slot's boot entry goes, then its partition ids become those of an empty slot:
    from here on nothing can boot or mount it
 2. usr and verity are written to their partitions, the boot image to the ESP under a name that no
-   loader looks for; each is checked against its signed sha256 as it comes
+   loader looks for, out of a payload or as they are; each is checked against its signed sha256
 3. what was written is read back from the disk: the partitions by ``veritysetup verify`` against
    the signed root hash, the boot image by its sha256
 4. the partitions get the ids that belong to the root hash
@@ -16,21 +16,26 @@ The running slot is not touched by any of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
-from proa.machine import fetch, pe, slot
+from proa.machine import fetch, payload, pe, slot
 from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Target
-from proa.machine.state import Candidate, Download, Store
+from proa.machine.payload import Signed, Unusable
+from proa.machine.state import Candidate, Download, Store, Transfer
 from proa.machine.system import System
-from proa.wire import manifest
+from proa.wire import manifest, verity
 from proa.wire.manifest import Manifest
+from proa.wire.payload import Head
+from proa.wire.unpack import Workshop
 
 # After each so many bytes what came is flushed and noted, and need not come again.
 _CHECKPOINT = 16 << 20
@@ -43,13 +48,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Release:
-    """A release that may be installed: its manifest was signed, and so were the urls' files."""
+    """A release that may be installed: its manifest was signed, and so were the urls' files.
+
+    ``payloads`` are ways to it that were signed too, the one to try first first. After them come
+    the files as they are.
+    """
 
     manifest: Manifest
-    urls: Mapping[str, str]
+    urls: Mapping[str, Sequence[str]]
+    payloads: Sequence[Signed] = ()
 
     @property
     def size(self) -> int:
+        """Bytes that are written."""
         return sum(self.manifest.files[name].size for name in manifest.PAYLOAD_FILES)
 
 
@@ -70,30 +81,24 @@ class Staging:
         return self.system.esp / "proa/incoming.efi.part"
 
 
-def stage(work: Staging, release: Release, running_version: str) -> None:
-    """Make ``release`` the next to boot, or raise :class:`MachineError`."""
-    files, passive = release.manifest.files, work.disk.passive
+def stage(work: Staging, release: Release, running_version: str) -> Transfer:
+    """Make ``release`` the next to boot, or raise :class:`MachineError`. Says what it took."""
     try:
         _check_room(work, release)
-        begin(work, str(release.manifest.version))
-        done = 0
-        for name, path in (
-            (manifest.USR, passive.usr.node),
-            (manifest.USR_VERITY, passive.verity.node),
-            (manifest.UKI, work.uki),
-        ):
-            _fill(work, release, name, path, done)
-            done += files[name].size
-        work.report("downloaded; verifying what was written")
+        begin(work, release.manifest)
+        fetched = _bring(work, release)
+        work.report("written; verifying it as the next boot will")
         _verify(work, release)
         _arm(work, release, running_version)
     except OSError as error:
         raise write_error(error) from None
+    return fetched
 
 
-def begin(work: Staging, version: str) -> None:
+def begin(work: Staging, wanted: Manifest) -> None:
     """Make the passive slot unbootable, and note what is about to be written to it."""
-    passive = work.disk.passive
+    passive, version = work.disk.passive, str(wanted.version)
+    is_there = slot.uuids_of(wanted.root_hash) == (passive.usr.uuid, passive.verity.uuid)
     if passive.usr.busy or passive.verity.busy:
         raise MachineError(
             Code.SLOT_FAILED,
@@ -111,7 +116,10 @@ def begin(work: Staging, version: str) -> None:
         slot.set_uuids(work.system, work.disk, passive, slot.empty_uuids(passive.name))
     kept = work.store.load().download
     if kept is None or (kept.version, kept.slot) != (version, passive.name):
-        work.store.update(download=Download(version, passive.name), candidate=None)
+        # The version may lie in the slot already: it was gone back from, or given up.
+        there = (wanted.files[manifest.USR], wanted.files[manifest.USR_VERITY])
+        durable = {file.sha256: file.size for file in there} if is_there else {}
+        work.store.update(download=Download(version, passive.name, durable), candidate=None)
         work.system.files.remove(work.uki)
 
 
@@ -158,9 +166,156 @@ def _check_room(work: Staging, release: Release) -> None:
         )
 
 
-def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -> None:
-    """Bring one file to its place, going on where an earlier run stopped."""
-    file, url = release.manifest.files[name], release.urls[name]
+def _bring(work: Staging, release: Release) -> Transfer:
+    """Bring the release's files to their places by the first way that leads there."""
+    started = work.system.monotonic()
+    for signed in release.payloads:
+        words = f"the delta from {signed.origin}" if signed.source else "the full payload"
+        try:
+            fetched = _from_payload(work, release, signed)
+        except Unusable as error:
+            work.report(f"{words} cannot be used: {error}; going another way")
+            continue
+        seconds = work.system.monotonic() - started
+        return Transfer(words, str(release.manifest.version), fetched, release.size, seconds)
+    passive, files = work.disk.passive, release.manifest.files
+    done = fetched = 0
+    for name, path in (
+        (manifest.USR, passive.usr.node),
+        (manifest.USR_VERITY, passive.verity.node),
+        (manifest.UKI, work.uki),
+    ):
+        fetched += _fill(work, release, name, path, done)
+        done += files[name].size
+    seconds = work.system.monotonic() - started
+    return Transfer("the images", str(release.manifest.version), fetched, release.size, seconds)
+
+
+# --- By a payload -------------------------------------------------------------------------------
+
+
+def _from_payload(work: Staging, release: Release, signed: Signed) -> int:
+    """Make the release's files out of a payload; return the bytes that were fetched.
+
+    Raises :class:`Unusable` where this payload does not lead there on this machine.
+    """
+    disk, wanted = work.disk, release.manifest
+    written = 0
+    try:
+        opened = payload.Payload(work.system, signed, work.patience)
+        _must_match(opened.head, wanted)
+        with contextlib.ExitStack() as stack:
+            places = payload.Places(
+                disk.active.usr.node,
+                Loaders(work.system).image(disk.running),
+                disk.passive.usr.node,
+            )
+            shop = payload.workshop(work.system, places, stack)
+            tree = _make_usr(work, release, opened, shop)
+            written = opened.head.usr.size
+            _make_verity(work, wanted, opened.head, tree)
+            written += opened.head.verity.size
+            _make_uki(work, release, opened, shop)
+    except fetch.FetchError as error:
+        if error.status in (403, 404, 410):
+            raise Unusable(str(error), Code.DOWNLOAD_FAILED) from None
+        raise MachineError(
+            Code.DOWNLOAD_FAILED,
+            f"the download stopped: {error}",
+            "what came is kept; the next check goes on from there",
+        ) from None
+    return opened.fetched
+
+
+def _must_match(head: Head, wanted: Manifest) -> None:
+    """Raise unless the payload leads to the very files of the signed manifest."""
+    for name, made in (
+        (manifest.USR, head.usr),
+        (manifest.USR_VERITY, head.verity),
+        (manifest.UKI, head.uki),
+    ):
+        file = wanted.files[name]
+        if (made.size, made.sha256.hex()) != (file.size, file.sha256):
+            raise Unusable(f"it leads to another {name} than {wanted.version} has")
+
+
+def _make_usr(
+    work: Staging, release: Release, opened: payload.Payload, shop: Workshop
+) -> verity.Tree:
+    """Write the usr image; return its hash tree."""
+    built = opened.head.usr
+    file = release.manifest.files[manifest.USR]
+    node = work.disk.passive.usr.node
+    with work.system.files.target(node) as target:
+        durable = min(_durable(work, file.sha256), file.size)
+        for start in dict.fromkeys((payload.group_start(built, durable), 0)):
+            if start:
+                work.report(f"usr: going on at {start // _MIB} of {file.size // _MIB} MiB")
+            digest, tree = hashlib.sha256(), verity.Tree(opened.head.verity.salt)
+            for chunk in target.read(0, start):
+                digest.update(chunk)
+                tree.update(chunk)
+            windows = payload.Windows(built, start, target)
+            try:
+                for piece, last in payload.groups(opened, built, 0, start, shop):
+                    for data in windows.add(piece):
+                        digest.update(data)
+                        tree.update(data)
+                        work.progress(windows.written, release.size)
+                    if last:
+                        target.sync()
+                        _note(work, file.sha256, windows.written)
+            except (fetch.FetchError, KeyboardInterrupt):
+                target.sync()
+                _note(work, file.sha256, windows.written)
+                raise
+            if digest.hexdigest() == file.sha256:
+                return tree
+            _note(work, file.sha256, 0)
+    raise Unusable("the usr image that it gives is not the one that was signed")
+
+
+def _make_verity(work: Staging, wanted: Manifest, head: Head, tree: verity.Tree) -> None:
+    """Write the hash tree, which follows from the image."""
+    file, offset = wanted.files[manifest.USR_VERITY], 0
+    if tree.finish() != wanted.root_hash:
+        raise Unusable("the usr image that it gives has another root hash than was signed")
+    digest = hashlib.sha256()
+    with work.system.files.target(work.disk.passive.verity.node) as target:
+        for piece in tree.device(UUID(bytes=head.verity.uuid)):
+            target.write(offset, piece)
+            digest.update(piece)
+            offset += len(piece)
+        target.sync()
+    if digest.hexdigest() != file.sha256:
+        raise Unusable("the hash tree comes out other than it was signed")
+    _note(work, file.sha256, file.size)
+
+
+def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Workshop) -> None:
+    """Write the boot image: whole or not at all, for it is small."""
+    built, file = opened.head.uki, release.manifest.files[manifest.UKI]
+    before = sum(entry.size for entry in opened.head.usr.groups)
+    done = opened.head.usr.size + opened.head.verity.size
+    digest, offset = hashlib.sha256(), 0
+    with work.system.files.target(work.uki, create=True) as target:
+        for piece, _ in payload.groups(opened, built, before, 0, shop):
+            target.write(offset, piece)
+            digest.update(piece)
+            offset += len(piece)
+            work.progress(done + offset, release.size)
+        target.truncate(offset)
+        target.sync()
+    if digest.hexdigest() != file.sha256:
+        raise Unusable("the boot image comes out other than it was signed")
+
+
+# --- As they are --------------------------------------------------------------------------------
+
+
+def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -> int:
+    """Bring one file to its place, going on where an earlier run stopped; bytes fetched."""
+    file, url = release.manifest.files[name], release.urls[name][0]
     with work.system.files.target(path, create=name == manifest.UKI) as target:
         start = min(_durable(work, file.sha256), file.size)
         if start:
@@ -184,6 +339,7 @@ def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -
         if name == manifest.UKI:
             target.truncate(file.size)
             target.sync()
+    return file.size - start
 
 
 def _receive(
@@ -215,7 +371,7 @@ def _receive(
         noted = offset
 
     try:
-        for chunk in fetch.download(
+        for chunk in fetch.download_from(
             release.urls[name], start, file.size, work.patience, work.system.sleep
         ):
             pending += chunk

@@ -45,6 +45,18 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How the last release came: the way in words, its version, bytes fetched and written, and
+    how many seconds that took."""
+
+    way: str
+    version: str
+    fetched: int
+    written: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Boot:
     """A boot of a candidate. ``reason`` says why it was not good; "" means no answer (yet)."""
 
@@ -110,6 +122,7 @@ class State:
     previous_version: str = ""
     check: Check | None = None
     download: Download | None = None
+    transfer: Transfer | None = None
     candidate: Candidate | None = None
     health: Health | None = None
     failed: Mapping[str, Avoided] = field(default_factory=dict)

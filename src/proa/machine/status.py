@@ -11,8 +11,8 @@ from proa.machine import config as configuration
 from proa.machine import health, lock, reboot, slot
 from proa.machine.boot import Entry, Loaders
 from proa.machine.boot.systemd_boot import SystemdBoot
-from proa.machine.state import State, Store
-from proa.machine.system import System, running
+from proa.machine.state import State, Store, Transfer
+from proa.machine.system import System, running, size_words
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def as_json(status: Status) -> dict[str, object]:
         "updater": dataclasses.asdict(status.updater),
         "health": dataclasses.asdict(state.health) if state.health else None,
         "failed": {v: dataclasses.asdict(why) for v, why in state.failed.items()},
+        "transfer": dataclasses.asdict(state.transfer) if state.transfer else None,
         "held": {v: dataclasses.asdict(why) for v, why in state.held.items()},
         "messages_waiting": len(state.events),
         "warnings": list(status.config.warnings),
@@ -148,6 +149,8 @@ def as_text(status: Status) -> str:
         lines.append(("Updater", _at_work(status.updater)))
     if status.restart and state.candidate is not None:
         lines.append(("Staged", f"{state.candidate.version}; {status.restart}"))
+    if state.transfer is not None:
+        lines.append(("Came by", _transfer(state.transfer)))
     if state.health is not None:
         well = "; ".join(state.health.reasons) or "well"
         lines.append(("Health", f"{well} ({_ago(now - state.health.time)})"))
@@ -167,6 +170,14 @@ def _check(state: State, now: float) -> str:
         return "never yet"
     trouble = f" (code {check.code})" if check.code else ""
     return f"{_ago(now - check.time)}: {check.result}{trouble}"
+
+
+def _transfer(last: Transfer) -> str:
+    fetched, written = size_words(last.fetched), size_words(last.written)
+    return (
+        f"{last.version} by {last.way}: {fetched} fetched, {written} written "
+        f"in {last.seconds:.0f} s"
+    )
 
 
 def _at_work(progress: lock.Progress) -> str:

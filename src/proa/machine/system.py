@@ -7,13 +7,17 @@ in place of ``/``, with a disk, a ``/sys`` and a ``/boot`` of plain files in it.
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import shlex
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Files
@@ -60,6 +64,58 @@ def free_bytes(path: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
+def in_child(work: Callable[[], Any]) -> Any:
+    """Do some work in a child process and return its result: its memory goes with it.
+
+    A :class:`MachineError` or OSError of the child is raised here. The result crosses a pipe
+    between two halves of one program, so it may be pickled.
+    """
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _be_child(work, theirs)
+    os.close(theirs)
+    try:
+        with os.fdopen(ours, "rb") as pipe:
+            data = pipe.read()
+    finally:
+        _, status = os.waitpid(child, 0)
+    if not data:
+        raise MachineError(
+            Code.UNEXPECTED,
+            f"a part of the updater ended early ({os.waitstatus_to_exitcode(status)})",
+            "look for the reason with `journalctl -k` (out of memory?)",
+        )
+    kind, result = pickle.loads(data)  # noqa: S301
+    if kind == "machine":
+        raise MachineError(*result)
+    if kind == "os":
+        raise OSError(*result)
+    return result
+
+
+def _be_child(work: Callable[[], Any], pipe: int) -> NoReturn:
+    status = 1
+    try:
+        try:
+            answer: tuple[str, Any] = "done", work()
+        except MachineError as error:
+            answer = "machine", (Code(error.code), error.message, error.hint)
+        except OSError as error:
+            answer = "os", (error.errno, error.strerror, error.filename)
+        with os.fdopen(pipe, "wb") as out:
+            out.write(pickle.dumps(answer))
+        status = 0
+    except KeyboardInterrupt:
+        pass  # The parent is interrupted too, and says so.
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Nothing of the parent's may be done twice: no finally, no atexit, no flush.
+        sys.stderr.flush()
+        os._exit(status)
+
+
 @dataclass(frozen=True)
 class System:
     """The machine as the programs see it. ``now`` is in seconds since 1970."""
@@ -69,7 +125,9 @@ class System:
     run: Callable[[Sequence[str], float], Completed] = run_command
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
+    monotonic: Callable[[], float] = time.monotonic
     free: Callable[[Path], int] = free_bytes
+    apart: Callable[[Callable[[], Any]], Any] = in_child
     hardware: str = platform.machine()
 
     def path(self, absolute: str) -> Path:
@@ -155,3 +213,11 @@ def assignments(text: str) -> Mapping[str, str]:
             continue
         found[key] = " ".join(words)
     return found
+
+
+def size_words(count: int) -> str:
+    """Return a size in words, in decimal units as networks and disks count."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
+    return f"{count} bytes"

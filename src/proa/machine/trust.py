@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +23,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from proa.machine import fetch
 from proa.machine.errors import Code, MachineError
+from proa.machine.payload import Signed
 from proa.machine.system import System
 
 _ANCHOR = "/usr/share/proa/root.json"
@@ -34,16 +35,25 @@ _MAX_METADATA = 8 << 20
 class SignedFile:
     """A file that the repository's targets role vouches for."""
 
-    url: str
+    path: str
+    base: str
     size: int
     sha256: str
+
+    @property
+    def url(self) -> str:
+        return self.at(self.base)
+
+    def at(self, base: str) -> str:
+        """Return the address of the file at a mirror."""
+        return f"{_folder(base)}{self.path}"
 
 
 class Repository:
     """A TUF repository, looked at once: it is one consistent state of it."""
 
     def __init__(self, system: System, base_url: str, patience: fetch.Patience) -> None:
-        self._base = base_url if base_url.endswith("/") else f"{base_url}/"
+        self._base = _folder(base_url)
         self._patience = patience
         metadata = system.state_dir / "tuf"
         _seed(system, metadata)
@@ -70,7 +80,31 @@ class Repository:
                 f"{self._base}: the signed metadata has no {path}",
                 "publish the release in this repository (`proa publish`) before a channel names it",
             )
-        return SignedFile(self._url(info), info.length, info.hashes["sha256"])
+        return SignedFile(self._path(info), self._base, info.length, info.hashes["sha256"])
+
+    def payload(self, version: str, name: str, bases: Sequence[str]) -> Signed | None:
+        """Return a payload of a version, or None where there is none that can be understood."""
+        try:
+            info = self._updater.get_targetinfo(f"{version}/{name}")
+        except (exceptions.RepositoryError, exceptions.DownloadError) as error:
+            self._fail(error)
+        if info is None:
+            return None
+        try:
+            about = info.custom["proa"]
+            head = about["head"]
+            return Signed(
+                urls=tuple(f"{_folder(base)}{self._path(info)}" for base in bases),
+                size=info.length,
+                head_length=_number(head["length"]),
+                head_sha256=str(head["sha256"]),
+                encoder=str(about["encoder"]),
+                source=str(about["source"]),
+                origin=str(about["from"]),
+                scratch=_number(about["scratch"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None  # of a later format: there are other ways
 
     def read(self, file: SignedFile, limit: int) -> bytes:
         """Fetch a small file whole and check it, or raise."""
@@ -94,9 +128,9 @@ class Repository:
             )
         return data
 
-    def _url(self, info: TargetFile) -> str:
+    def _path(self, info: TargetFile) -> str:
         directory, slash, name = info.path.rpartition("/")
-        return f"{self._base}targets/{directory}{slash}{info.hashes['sha256']}.{name}"
+        return f"targets/{directory}{slash}{info.hashes['sha256']}.{name}"
 
     def _fail(self, error: Exception) -> NoReturn:
         where = f"{self._base}metadata/"
@@ -122,6 +156,16 @@ class Repository:
             f"{where}: not signed by the keys that this machine trusts: {error}",
             "check that the server's repository was made with the keys of this machine's image",
         ) from None
+
+
+def _folder(url: str) -> str:
+    return url if url.endswith("/") else f"{url}/"
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a size")
+    return value
 
 
 class _Fetcher(FetcherInterface):

@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from proa.machine import config as configuration
-from proa.machine import fetch, health, lock, plan, reboot, slot, stage
+from proa.machine import fetch, health, lock, payload, plan, reboot, slot, stage
 from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.report import Offer, Server
 from proa.machine.state import Avoided, Check, Event, State, Store
-from proa.machine.system import Running, System, running
+from proa.machine.system import Running, System, running, size_words
 from proa.wire import manifest
 from proa.wire.manifest import ManifestError
 from proa.wire.omaha import ErrorCode, EventResult, EventType
@@ -82,7 +82,8 @@ def update(
     own, store = running(system), Store(system)
     with lock.held(system):
         _check_clock(system, own)
-        server = Server(system, config, own, options.patience, options.scheduled)
+        patience = dataclasses.replace(options.patience, rate=config.download_rate)
+        server = Server(system, config, own, patience, options.scheduled)
         run = _Run(system, options, own, store, server, report, progress)
         return run.go(config)
 
@@ -99,6 +100,23 @@ def _check_clock(system: System, own: Running) -> None:
 
 
 @dataclass(frozen=True)
+class File:
+    """A signed file: its bytes and its addresses."""
+
+    size: int
+    urls: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the repository vouches for: the manifest, its files, and payloads by name."""
+
+    manifest: manifest.Manifest
+    files: Mapping[str, File]
+    payloads: Mapping[str, payload.Signed]
+
+
+@dataclass(frozen=True)
 class _Run:
     system: System
     options: Options
@@ -107,6 +125,10 @@ class _Run:
     server: Server
     report: Report
     progress: stage.Progress
+
+    @property
+    def _patience(self) -> fetch.Patience:
+        return self.server.patience
 
     def go(self, config: configuration.Config) -> Outcome:
         offered = ""
@@ -122,9 +144,14 @@ class _Run:
                 raise MachineError(decision.code, decision.message, decision.hint)
             if isinstance(decision, plan.Nothing):
                 return self._done(Outcome(decision.words, offered, decision.staged), config)
+            disk = slot.find(self.system)
+            self.report(f"{offered} is on offer; checking the repository's signatures")
+            found = self.system.apart(lambda: self._trusted_release(offer, disk))
+            choice = self._choose(found, disk, config)
             if self.options.check_only:
-                return self._done(Outcome(f"{offered} is available", offered), config)
-            self._install(offer)
+                words = self._words(found, choice)
+                return self._done(Outcome(f"{offered} is available: {words}", offered), config)
+            self._install(found, choice, disk)
             return self._done(Outcome(f"{offered} is staged", offered, staged=True), config)
         except MachineError as error:
             self._failed(error, offered)
@@ -162,12 +189,36 @@ class _Run:
             allow_downgrade=self.options.allow_downgrade,
         )
 
-    def _install(self, offer: Offer) -> None:
-        version = str(offer.version)
-        self.report(f"{version} is on offer; checking the repository's signatures")
-        release = self._trusted_release(offer)
-        disk = slot.find(self.system)
-        if slot.uuids_of(release.manifest.root_hash) == (
+    def _choose(self, found: Found, disk: slot.Disk, config: configuration.Config) -> plan.Choice:
+        ways = [
+            plan.Way(name, s.size, s.source, s.origin, s.encoder, s.scratch)
+            for name, s in found.payloads.items()
+        ]
+        images = plan.Way("", sum(f.size for f in found.files.values()))
+        self.system.state_dir.mkdir(parents=True, exist_ok=True)
+        return plan.choose(
+            [*ways, images],
+            running=disk.root_hash,
+            encoder=payload.encoder(),
+            room=self.system.free(self.system.state_dir),
+            setting=config.payload,
+        )
+
+    def _words(self, found: Found, choice: plan.Choice) -> str:
+        """Say what the chosen way takes, and why it was not a smaller one."""
+        best = choice.ways[0]
+        writes = sum(file.size for file in found.files.values())
+        words = f"{best.words}, {size_words(best.size)} to fetch and {size_words(writes)} to write"
+        last = self.store.load().transfer
+        if last is not None and last.seconds > 0:
+            speed = (last.fetched + last.written) / last.seconds
+            words += f", about {(best.size + writes) / speed:.0f} s as fast as the last time"
+        smaller = [f"not {reason}" for reason in choice.refused]
+        return "; ".join([words, *smaller])
+
+    def _install(self, found: Found, choice: plan.Choice, disk: slot.Disk) -> None:
+        version = str(found.manifest.version)
+        if slot.uuids_of(found.manifest.root_hash) == (
             disk.active.usr.uuid,
             disk.active.verity.uuid,
         ):
@@ -177,24 +228,36 @@ class _Run:
                 "two slots with one content cannot be told apart",
                 "build the release anew under a version of its own",
             )
+        release = stage.Release(
+            found.manifest,
+            {name: file.urls for name, file in found.files.items()},
+            [found.payloads[way.name] for way in choice.ways if way.name],
+        )
+        self.report(f"the way: {self._words(found, choice)}")
         self.report(
-            f"writing {version} to slot {disk.passive.name} "
-            f"({release.size / (1 << 20):.0f} MiB); slot {disk.running} keeps running"
+            f"writing {version} to slot {disk.passive.name}; slot {disk.running} keeps running"
         )
         self._tell(Event(EventType.DOWNLOAD_STARTED, EventResult.SUCCESS))
         work = stage.Staging(
             system=self.system,
             disk=disk,
             store=self.store,
-            patience=self.options.patience,
+            patience=self._patience,
             progress=self._shown(version),
             report=self.report,
         )
-        stage.stage(work, release, str(self.running.version))
+        transfer = stage.stage(work, release, str(self.running.version))
+        self.report(
+            f"{transfer.way}: {size_words(transfer.fetched)} fetched, "
+            f"{size_words(transfer.written)} written in {transfer.seconds:.0f} s"
+        )
         # Taken all the same: what stood against it is settled.
         self.store.change(
             lambda s: dataclasses.replace(
-                s, failed=_less(s.failed, version), held=_less(s.held, version)
+                s,
+                failed=_less(s.failed, version),
+                held=_less(s.held, version),
+                transfer=transfer,
             )
         )
         finished = Event(EventType.DOWNLOAD_FINISHED, EventResult.SUCCESS)
@@ -202,13 +265,13 @@ class _Run:
         self.store.change(lambda s: s.with_event(finished).with_event(complete))
         self.server.deliver(self.store)
 
-    def _trusted_release(self, offer: Offer) -> stage.Release:
+    def _trusted_release(self, offer: Offer, disk: slot.Disk) -> Found:
         from proa.machine.trust import Repository  # slow to import, see there
 
         version = str(offer.version)
         for number, base in enumerate(offer.bases, start=1):
             try:
-                repository = Repository(self.system, base, self.options.patience)
+                repository = Repository(self.system, base, self._patience)
                 break
             except MachineError as error:
                 if error.code != Code.DOWNLOAD_FAILED or number == len(offer.bases):
@@ -232,7 +295,9 @@ class _Run:
                 f"this machine is {self.system.architecture}",
                 "give this machine a group whose channel has releases of its architecture",
             )
-        urls = {}
+        # The repository that was looked at first, then the other mirrors of the same files.
+        bases = list(dict.fromkeys([base, *offer.bases]))
+        files = {}
         for name in manifest.PAYLOAD_FILES:
             wanted, target = content.files.get(name), repository.find(f"{version}/{name}")
             if wanted is None or (wanted.size, wanted.sha256) != (target.size, target.sha256):
@@ -241,8 +306,10 @@ class _Run:
                     f"{target.url}: the manifest of {version} names another {name}",
                     "publish the release again",
                 )
-            urls[name] = target.url
-        return stage.Release(content, urls)
+            files[name] = File(target.size, [target.at(base) for base in bases])
+        names = (f"from-{disk.root_hash[:16]}.payload", "full.payload")
+        payloads = {name: repository.payload(version, name, bases) for name in names}
+        return Found(content, files, {name: p for name, p in payloads.items() if p is not None})
 
     def _shown(self, version: str) -> stage.Progress:
         last = 0.0

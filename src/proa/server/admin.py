@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +12,10 @@ from proa.server.errors import ServerError
 from proa.server.policy import Channel
 from proa.server.store import Failure, Group, Machine, Store
 from proa.wire import omaha, version
+from proa.wire.manifest import CHANNEL_NAME
 
 UNKNOWN_EXIT = 7
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+UNMEANT_EXIT = 12
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ def set_channel(
     *,
     create: bool = False,
     allow_downgrade: bool = False,
+    force: bool = False,
 ) -> Channel:
     """Make channel ``name`` lead to version ``wanted``, which must be in the repository.
 
-    One that does not exist is refused unless ``create`` is given: mostly it is a typing error.
+    One that does not exist is refused unless ``create`` is given: mostly it is a typing error. So
+    is one for which the release was not made, unless ``force`` is given.
     """
     _check_name("channel", name)
     found = catalogue.load(repository)
@@ -51,6 +53,14 @@ def set_channel(
             f"{repository} has no version {wanted}{gone}; {name} stays as it was",
             hint=f"It has {known}." if known else "It has none; see `proa publish`.",
             code=UNKNOWN_EXIT,
+        )
+    meant = found.releases[wanted].channels
+    if meant and name not in meant and not force:
+        raise ServerError(
+            f"{wanted} was made for {', '.join(meant)}; {name} stays as it was",
+            hint="Its recipe says so in os.channels. To lead the channel to it all the same, add "
+            "--force.",
+            code=UNMEANT_EXIT,
         )
     with contextlib.closing(Store(database)) as store:
         names = [channel.name for channel in store.channels()]
@@ -106,7 +116,7 @@ def _report(machine: Machine, failure: Failure | None) -> MachineReport:
 
 
 def _check_name(what: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not CHANNEL_NAME.fullmatch(name):
         raise ServerError(
             f"{name!r} cannot name a {what}",
             hint="Use up to 64 letters, digits, dots, dashes and underscores.",

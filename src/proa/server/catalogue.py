@@ -33,11 +33,15 @@ class File:
 
 @dataclass(frozen=True)
 class Release:
-    """A published version; ``files`` has what a machine installs, the usr image first."""
+    """A published version; ``files`` has what a machine installs, the usr image first.
+
+    ``channels`` are those that its maker meant it for; none named means any.
+    """
 
     version: str
     architecture: str
     files: tuple[File, ...]
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def _signed(path: Path) -> dict[str, Any]:
 def _release(repository: Path, name: str, targets: Mapping[str, Any]) -> Release:
     # usr.erofs comes first: it is the one that Omaha's postinstall action gives the hash of.
     files = tuple(_file(file, targets[f"{name}/{file}"]) for file in (*PAYLOAD_FILES, MANIFEST))
-    return Release(name, _architecture(repository / "targets" / name / files[-1].name), files)
+    contents = _manifest(repository / "targets" / name / files[-1].name)
+    return Release(name, contents.architecture, files, contents.channels)
 
 
 def _file(name: str, target: Mapping[str, Any]) -> File:
@@ -107,11 +112,20 @@ def _file(name: str, target: Mapping[str, Any]) -> File:
     return File(f"{sha256}.{name}", target["length"], _base64(sha256), _base64(sha1))
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What a server wants of a manifest, which is 60 kB and is not kept."""
+
+    architecture: str
+    channels: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=4096)
-def _architecture(path: Path) -> str:
-    """Return the architecture in a published manifest, whose path has its hash in it."""
+def _manifest(path: Path) -> _Contents:
+    """Read a published manifest, whose path has its hash in it."""
     try:
-        return manifest.load(path.read_bytes()).architecture
+        contents = manifest.load(path.read_bytes())
+        return _Contents(contents.architecture, contents.channels)
     except ManifestError as error:
         raise ValueError(f"{path}: {error}") from None
 

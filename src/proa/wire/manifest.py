@@ -29,6 +29,9 @@ MANIFEST = "manifest.json"
 # A manifest with 300 packages is about 60 kB; anything over this bound is refused unread.
 MAX_BYTES = 4 << 20
 
+# What a channel can be called.
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
@@ -58,7 +61,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole release. ``root_hash`` is the dm-verity root hash of ``usr.erofs`` (sha256)."""
+    """A whole release. ``root_hash`` is the dm-verity root hash of ``usr.erofs`` (sha256).
+
+    ``channels`` are those that its maker meant it for; none named means any.
+    """
 
     version: Version
     architecture: str
@@ -68,6 +74,7 @@ class Manifest:
     files: Mapping[str, File]
     packages: tuple[Package, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
 
     @property
     def usr_uuid(self) -> uuid.UUID:
@@ -104,6 +111,7 @@ def dump(manifest: Manifest) -> bytes:
             for p in manifest.packages
         ],
         "inputs": dict(manifest.inputs),
+        "channels": list(manifest.channels),
     }
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
@@ -135,6 +143,7 @@ def load(data: bytes) -> Manifest:
         files={name: _file(files, name) for name in files.names()},
         packages=tuple(_package(p, f"packages[{i}]") for i, p in enumerate(packages)),
         inputs={name: top.object("inputs").text(name) for name in top.object("inputs").names()},
+        channels=_channels(top),
     )
 
 
@@ -185,6 +194,15 @@ def _file(files: _Object, name: str) -> File:
         raise ManifestError(f"files: {name!r} is not a plain file name")
     entry = files.object(name)
     return File(entry.number("size"), _sha256(entry.text("sha256"), f"files.{name}.sha256"))
+
+
+def _channels(top: _Object) -> tuple[str, ...]:
+    # Releases of before there were any have no such member.
+    names = top.list("channels") if "channels" in top.names() else []
+    for name in names:
+        if not isinstance(name, str) or not CHANNEL_NAME.fullmatch(name):
+            raise ManifestError(f"channels: {name!r} cannot name a channel")
+    return tuple(names)
 
 
 def _package(value: Any, where: str) -> Package:

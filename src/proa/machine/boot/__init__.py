@@ -78,9 +78,14 @@ class Loaders:
         self._booted: Loader = systemd_boot if system.uefi else grub
         # GRUB copies from the UKI, systemd-boot moves it away: this order.
         self._all: list[Loader] = [grub, systemd_boot]
+        self._images = systemd_boot
 
     def entries(self) -> Mapping[str, Entry]:
         return self._booted.entries()
+
+    def image(self, slot: str) -> Path | None:
+        """Return where a slot's boot image lies; it is there for both loaders."""
+        return self._images.image(slot)
 
     def remove(self, slot: str) -> None:
         for loader in self._all:

@@ -48,6 +48,10 @@ class SystemdBoot:
         found = sorted(self._find(), key=lambda f: (f.left is None, f.left or 0))
         return {f.slot: Entry(f.left, f.done, _version(f.path)) for f in found}
 
+    def image(self, slot: str) -> Path | None:
+        """Return where a slot's boot image lies."""
+        return next((found.path for found in self._find(slot)), None)
+
     def remove(self, slot: str) -> None:
         for found in self._find(slot):
             self._files.remove(found.path)

@@ -1,0 +1,214 @@
+"""``proa payload``: make, look into, apply and check the files that updates are made of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proa import paths
+from proa.cli import options
+
+if TYPE_CHECKING:
+    from proa.factory.payload_file import PayloadFile
+
+EPILOG = """\
+A payload leads from one release (a delta), or from nothing (a full one), to another release, bit
+for bit. `proa publish` makes them by itself; this is for looking closer, and for making more.
+
+examples:
+  proa payload make release-1.0.0 release-1.1.0 --out 1.1.0.payload
+  proa payload make --full release-1.1.0 --out full.payload
+  proa payload show 1.1.0.payload --old release-1.0.0 --new release-1.1.0 --picture why.svg
+  proa payload apply 1.1.0.payload --source release-1.0.0 --out /tmp/made
+  proa payload apply 1.1.0.payload --source old/usr.erofs --uki old/proa.efi --out /tmp/made
+  proa payload verify 1.1.0.payload --old release-1.0.0 --new release-1.1.0
+
+exit status: 0 done; 1 it could not be made; 2 usage; 4 a release is incomplete or altered; 9 the
+payload is damaged, cut off, of another format, or leads to another release; 10 the source is
+missing, altered, or not what the payload starts from; 11 the output cannot be written
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to ``proa``'s command line."""
+    parser = subparsers.add_parser(
+        "payload",
+        help="make, look into, apply and check update payloads",
+        description="Make, look into, apply and check the files that updates are made of.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    _add_make(actions)
+    show = actions.add_parser("show", help="where the bytes of a payload are")
+    apply = actions.add_parser("apply", help="make a release's images out of a payload")
+    verify = actions.add_parser("verify", help="check that a payload leads from OLD to NEW")
+    for action in (show, apply, verify):
+        action.add_argument("payload", type=Path, metavar="FILE")
+    for action in (show, verify):
+        action.add_argument("--old", type=Path, metavar="DIR", help="the release it starts from")
+        action.add_argument(
+            "--new",
+            type=Path,
+            metavar="DIR",
+            required=action is verify,
+            help="the release that it leads to",
+        )
+    apply.add_argument(
+        "--source",
+        type=Path,
+        metavar="DIR|IMAGE",
+        help="the release that it starts from, or that release's usr.erofs alone",
+    )
+    apply.add_argument("--uki", type=Path, metavar="FILE", help="that release's proa.efi")
+    apply.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the images are put"
+    )
+    for action in (show, apply, verify):
+        options.add_json(action)
+    parser.set_defaults(run=run)
+
+
+def _add_make(actions: Any) -> None:
+    make = actions.add_parser("make", help="make a payload between two release directories")
+    make.add_argument("releases", type=Path, nargs="+", metavar="OLD NEW", help="or --full NEW")
+    make.add_argument("--full", action="store_true", help="one that needs no older release")
+    make.add_argument("--out", type=Path, required=True, metavar="FILE")
+    make.add_argument(
+        "--store",
+        type=Path,
+        default=paths.cache_dir() / "patches",
+        metavar="DIR",
+        help="where patches are kept for the next time (default: $PROA_CACHE/patches)",
+    )
+    options.add_json(make)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; see its ``--help``."""
+    from proa.factory import payload_file
+    from proa.wire.errors import UserError
+
+    action = {"make": _make, "show": _show, "apply": _apply, "verify": _verify}[args.action]
+    try:
+        return action(args)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or 'the output'}: {error.strerror or error}",
+            hint="Mend that and do it again.",
+            code=payload_file.WRITE_EXIT,
+        ) from None
+
+
+def _make(args: argparse.Namespace) -> int:
+    from proa.cli import progress
+    from proa.factory import payload, payload_file, payload_set, repository
+    from proa.wire.errors import UserError
+
+    wanted = 1 if args.full else 2
+    if len(args.releases) != wanted:
+        names = "one release, NEW" if args.full else "two releases, OLD and NEW"
+        raise UserError(f"`proa payload make` wants {names}; see --help", code=2)
+    with progress.step("Checking the releases") as step:
+        for release in args.releases:
+            step.report(str(release))
+            repository.verify_release(release)
+    *olds, new = [payload.open_release(release) for release in args.releases]
+    old = olds[0] if olds else None
+    with progress.step(f"Making {args.out}") as step:
+        tools = payload_set.tools(old or new, args.store, paths.cache_dir())
+        payload.make(old, new, args.out.absolute(), tools, step.report)
+        opened = payload_file.open_payload(args.out)
+        step.text = f"Made {args.out}: {options.size(opened.size)}"
+    if args.json:
+        print(json.dumps(_summary(opened), indent=1))
+    return 0
+
+
+def _summary(opened: PayloadFile) -> dict[str, Any]:
+    from proa.factory import payload_file
+
+    return {
+        "size": opened.size,
+        "head": {"length": opened.head_length, "sha256": opened.head_sha256},
+        "encoder": opened.head.encoder,
+        "source": opened.source,
+        "scratch": opened.head.scratch,
+        "outputs": {
+            name: {"size": size, "sha256": sha256}
+            for name, size, sha256 in payload_file.described(opened.head)
+        },
+    }
+
+
+def _show(args: argparse.Namespace) -> int:
+    from proa.factory import payload_file
+
+    opened = payload_file.open_payload(args.payload)
+    payload_file.check_blobs(opened)
+    if args.json:
+        print(json.dumps(_summary(opened), indent=1))
+        return 0
+    source = f"the release with root hash {opened.source}" if opened.source else "nothing"
+    print(f"{args.payload}: {options.size(opened.size)}, from {source}")
+    for name, size, sha256 in payload_file.described(opened.head):
+        print(f"  makes {name}, {options.size(size)}, sha256 {sha256}")
+    return 0
+
+
+def _apply(args: argparse.Namespace) -> int:
+    from proa.cli import progress
+    from proa.factory import payload_file
+    from proa.wire import manifest
+
+    opened = payload_file.open_payload(args.payload)
+    with progress.step(f"Applying {args.payload}") as step:
+        step.report("reading the source")
+        _make_images(opened, args.source, args.uki, args.source, args.out, step.report)
+        step.text = f"Made {', '.join(manifest.PAYLOAD_FILES)} in {args.out}"
+    if args.json:
+        print(json.dumps(_summary(opened)["outputs"], indent=1))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from proa.cli import progress
+    from proa.factory import cache, payload_file, repository
+
+    opened = payload_file.open_payload(args.payload)
+    with progress.step(f"Verifying {args.payload}") as step:
+        step.report("reading the releases")
+        new, _ = repository.verify_release(args.new)
+        if args.old:
+            repository.verify_release(args.old)
+        payload_file.compare(opened, new)
+        with cache.scratch(paths.cache_dir()) as out:
+            _make_images(opened, args.old, None, args.old or args.new, out, step.report)
+        step.text = f"{args.payload} gives {new.version}, byte for byte"
+    if args.json:
+        print(json.dumps(_summary(opened) | {"version": str(new.version)}, indent=1))
+    return 0
+
+
+def _make_images(
+    opened: PayloadFile,
+    source: Path | None,
+    uki: Path | None,
+    compressor_of: Path | None,
+    out: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Apply a payload, with the compressor of the release or image ``compressor_of``, if any."""
+    from proa.factory import compressor, payload_file
+    from proa.wire import manifest
+
+    origin = payload_file.find_origin(opened, source, uki)
+    images = []
+    if compressor_of is not None:
+        whole = compressor_of.is_dir()
+        images = [compressor_of / manifest.USR if whole else compressor_of]
+    found = compressor.for_head(opened.head, images, paths.cache_dir())
+    payload_file.apply(opened, origin, out, found.codec(), report)

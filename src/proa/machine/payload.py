@@ -1,0 +1,307 @@
+"""Applying a payload: the new release comes out of the running one and of what is fetched.
+
+One pass over the network and one over the slot. For each group its blob is fetched and checked
+against the head, taken apart (``wire.unpack``), and each window of the output is checked before it
+is written. What is durable is noted after each group, and a blob that came in part is kept, so that
+an update goes on after any stop. The hash tree is computed on the way and never fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from proa.machine import fetch
+from proa.machine.errors import Code
+from proa.machine.files import Target
+from proa.machine.system import System
+from proa.wire import payload as form
+from proa.wire.bytecode import PayloadError
+from proa.wire.codec import Codec, CodecError, Zstd
+from proa.wire.erofs import ErofsError
+from proa.wire.payload import GroupEntry, Image
+from proa.wire.unpack import Workshop, unpack
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A payload that the repository vouches for.
+
+    ``urls`` are its addresses, one for each mirror; ``head_length`` and ``head_sha256`` are of its
+    beginning. ``source`` is the root hash of what it starts from, "" for nothing, ``origin`` the
+    version of that, and ``encoder`` the compressor that the machine must have.
+    """
+
+    urls: tuple[str, ...]
+    size: int
+    head_length: int
+    head_sha256: str
+    encoder: str
+    source: str
+    origin: str
+    scratch: int = 0
+
+
+class Unusable(Exception):
+    """This payload does not lead to the release on this machine; another way may.
+
+    ``code`` is what it counts as if there is no other.
+    """
+
+    def __init__(self, message: str, code: Code = Code.PAYLOAD_MISMATCH) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def encoder() -> str:
+    """Return the name of this machine's compressor, or "" if there is none."""
+    try:
+        return f"zstd {Zstd().version}"
+    except CodecError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where old bytes lie on this machine: partitions and files."""
+
+    old_usr: Path
+    old_uki: Path | None
+    new_usr: Path
+
+
+class Payload:
+    """A payload while it is applied: its head, and its blobs as they are asked for."""
+
+    def __init__(self, system: System, signed: Signed, patience: fetch.Patience) -> None:
+        """Fetch and check the head. Raises :class:`Unusable`, :class:`fetch.FetchError`."""
+        self._system, self._signed, self._patience = system, signed, patience
+        self.fetched = 0
+        data = self._checked(0, signed.head_length, signed.head_sha256, "head")
+        try:
+            self.head = form.load_head(data)
+        except PayloadError as error:
+            raise Unusable(str(error)) from None
+        if signed.head_length + self.head.body != signed.size:
+            raise Unusable("the payload is longer or shorter than its groups")
+
+    @property
+    def _partial(self) -> Path:
+        return self._system.state_dir / "partial"
+
+    def blob(self, entry: GroupEntry, before: int) -> bytes:
+        """Return a group's blob, of which ``before`` bytes of other blobs lie ahead."""
+        start = self._signed.head_length + before
+        return self._checked(start, entry.size, entry.sha256.hex(), f"group at {before}")
+
+    def _checked(self, start: int, size: int, sha256: str, what: str) -> bytes:
+        """Fetch a range that must have a hash, from one mirror after the other."""
+        kept = self._kept(sha256)[:size]
+        wrong = 0
+        for number, url in enumerate(self._signed.urls, start=1):
+            for data in (kept, b"") if kept else (b"",):
+                try:
+                    found = self._fetch(url, start, size, data, sha256)
+                except fetch.WrongSize as error:
+                    wrong += 1
+                    last: Exception = Unusable(str(error))
+                    break
+                except fetch.FetchError as error:
+                    last = error
+                    kept = self._kept(sha256)[:size]
+                    break
+                if hashlib.sha256(found).hexdigest() == sha256:
+                    self._forget()
+                    return found
+                # What was kept may be at fault; then it is fetched whole, once.
+                self._forget()
+                kept = b""
+                last = Unusable(f"{url}: the {what} is not what was signed (its sha256 differs)")
+            if number == len(self._signed.urls):
+                raise last
+        raise Unusable("there is no address to fetch the payload from")
+
+    def _fetch(self, url: str, start: int, size: int, kept: bytes, sha256: str) -> bytes:
+        data = bytearray(kept)
+        with self._keeper(sha256, kept) as keep:
+            for chunk in fetch.download(
+                url,
+                start + len(kept),
+                self._signed.size,
+                self._patience,
+                self._system.sleep,
+                end=start + size,
+            ):
+                data += chunk
+                self.fetched += len(chunk)
+                keep(chunk)
+        return bytes(data)
+
+    # A blob that came in part. Nothing here is trusted or must be durable: whoever uses it checks
+    # the hash of the whole, and a full disk only means that more is fetched again.
+
+    def _kept(self, sha256: str) -> bytes:
+        try:
+            name, _, data = self._partial.read_bytes().partition(b"\n")
+        except OSError:
+            return b""
+        return data if name == sha256.encode() else b""
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):
+            self._partial.unlink()
+
+    @contextlib.contextmanager
+    def _keeper(self, sha256: str, kept: bytes) -> Iterator[Keep]:
+        with contextlib.ExitStack() as stack:
+            file = None
+            with contextlib.suppress(OSError):
+                self._partial.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(self._partial.open("wb", buffering=0))
+                file.write(sha256.encode() + b"\n" + kept)
+            yield Keep(file)
+
+
+class Keep:
+    """Writes along what comes, as long as that works."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file = file
+
+    def __call__(self, chunk: bytes) -> None:
+        try:
+            if self._file is not None:
+                self._file.write(chunk)
+        except OSError:
+            self._file = None
+
+
+# --- Taking apart ---------------------------------------------------------------------------------
+
+
+def workshop(system: System, places: Places, stack: contextlib.ExitStack) -> Workshop:
+    """Return what unpacking works with; files stay open as long as ``stack``."""
+    files: dict[Image, BinaryIO] = {}
+    paths = {
+        Image.OLD_USR: places.old_usr,
+        Image.OLD_UKI: places.old_uki,
+        Image.NEW_USR: places.new_usr,
+    }
+
+    def read(image: Image, offset: int, size: int) -> bytes:
+        path = paths[image]
+        if path is None:
+            raise Unusable(f"the {image.name.lower()} that it starts from is not here")
+        try:
+            if image not in files:
+                files[image] = stack.enter_context(path.open("rb", buffering=0))
+            return os.pread(files[image].fileno(), size, offset)
+        except OSError as error:
+            raise Unusable(f"{path} cannot be read: {error.strerror}", Code.SLOT_FAILED) from None
+
+    def scratch() -> BinaryIO:
+        try:
+            system.state_dir.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=system.state_dir)  # noqa: SIM115
+            stack.enter_context(file)
+        except OSError as error:
+            raise Unusable(f"{system.state_dir}: {error.strerror}", Code.NO_ROOM) from None
+        return cast(BinaryIO, file)
+
+    return Workshop(read, stack.enter_context(Codec()), scratch)
+
+
+def groups(
+    payload: Payload, built: form.Built, before: int, start: int, shop: Workshop
+) -> Iterator[tuple[bytes, bool]]:
+    """Yield an output's bytes from ``start``, which is the beginning of a group.
+
+    ``before`` are the bytes of the blobs of earlier outputs. With each piece comes whether it is
+    the last of its group. Raises :class:`Unusable`, :class:`fetch.FetchError`.
+    """
+    done = 0
+    for entry in built.groups:
+        if done >= start:
+            yield from _group(payload, entry, before, shop)
+        done += entry.length
+        before += entry.size
+
+
+def _group(
+    payload: Payload, entry: GroupEntry, before: int, shop: Workshop
+) -> Iterator[tuple[bytes, bool]]:
+    blob = payload.blob(entry, before)
+    made = 0
+    try:
+        for piece in unpack(blob, shop):
+            made += len(piece)
+            if made > entry.length:
+                raise Unusable("a group gives more than it says")
+            if piece:
+                yield piece, made == entry.length
+    except (PayloadError, ErofsError, CodecError) as error:
+        raise Unusable(f"a group cannot be taken apart: {error}") from None
+    except OSError as error:
+        raise Unusable(f"no room to unpack old content: {error.strerror}", Code.NO_ROOM) from None
+    if made != entry.length:
+        raise Unusable("a group gives less than it says")
+
+
+def group_start(built: form.Built, durable: int) -> int:
+    """Return where the group begins in which byte ``durable`` lies."""
+    start = 0
+    for entry in built.groups:
+        if start + entry.length > durable:
+            return start
+        start += entry.length
+    return start
+
+
+class Windows:
+    """Holds an output's bytes back until the window that they are in was checked."""
+
+    def __init__(self, built: form.Built, start: int, target: Target) -> None:
+        """``start`` may lie within a window; what is in place of it is read again."""
+        self._hashes = built.windows
+        self._size = built.size
+        self.written = start
+        self._pending = bytearray()
+        begin = start - start % form.WINDOW
+        self._ahead = b"".join(target.read(begin, start))
+        if len(self._ahead) != start - begin:
+            raise Unusable("what an earlier run wrote cannot be read")
+        self._target = target
+
+    def add(self, piece: bytes) -> Iterator[bytes]:
+        """Take a piece; yield what was checked and written."""
+        view = memoryview(piece)
+        while view:
+            end = min((self.written // form.WINDOW + 1) * form.WINDOW, self._size)
+            room = end - self.written - len(self._pending)
+            if room <= 0:
+                raise Unusable("the payload gives more than the image")
+            self._pending += view[:room]
+            view = view[room:]
+            if self.written + len(self._pending) == end:
+                yield self._write()
+
+    def _write(self) -> bytes:
+        data = bytes(self._pending)
+        digest = hashlib.sha256(self._ahead)
+        digest.update(data)
+        if digest.digest()[: form.WINDOW_HASH] != self._hashes[self.written // form.WINDOW]:
+            raise Unusable(
+                f"the bytes at {self.written >> 20} MiB come out wrong: this machine's old content "
+                "is not what it should be"
+            )
+        self._ahead = b""
+        self._pending.clear()
+        self._target.write(self.written, data)
+        self.written += len(data)
+        return data
