@@ -246,7 +246,7 @@ def show(result: Result, versions: Mapping[str, str]) -> None:
     for name, old, new in result.changes:
         print(f"  {name} {old} -> {new}")
     print("peers: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    best = {part: best_of(result.rows, part) for part in PARTS}
+    best = {part: best_of(result.rows, part) for part in (*PARTS, "all")}
     print(
         f"{'peer':9}{'part':5}{'bytes':>13}{'ratio':>7}"
         f"{'make CPU':>10}{'MB':>6}{'apply CPU':>11}{'MB':>6}  64M"
@@ -261,13 +261,13 @@ def show(result: Result, versions: Mapping[str, str]) -> None:
 
 
 def best_of(rows: Iterable[Row], part: str) -> int | None:
-    """Return the fewest bytes that a peer needed for a part."""
-    sizes = [
-        row.outcome.bytes
-        for row in rows
-        if row.outcome and row.part == part and row.peer not in _NO_PEER
-    ]
-    return min(sizes, default=None)
+    """Return the fewest bytes that a peer needed for a part; "all" is the sum of its parts."""
+    parts = set(PARTS) if part == "all" else {part}
+    needed: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.outcome and row.part in parts and row.peer not in _NO_PEER:
+            needed.setdefault(row.peer, {})[row.part] = row.outcome.bytes
+    return min((sum(n.values()) for n in needed.values() if n.keys() == parts), default=None)
 
 
 def line(row: Row, best: int | None = None) -> str:

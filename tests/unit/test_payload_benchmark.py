@@ -121,3 +121,7 @@ def test_the_best_peer_is_neither_proa_nor_the_reference() -> None:
         for name, size in (("proa", 1), ("bsdiff", 2), ("ostree", 4), ("xdelta3", 8))
     ]
     assert payload.best_of(rows, "usr") == 4
+    # Who was not measured on both parts has no sum.
+    assert payload.best_of(rows, "all") is None
+    boot = payload.Row("xdelta3", "boot", Outcome(16, Usage(), None))
+    assert payload.best_of([*rows, boot], "all") == 24
