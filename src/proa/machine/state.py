@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import types
 import typing
@@ -200,13 +201,18 @@ def _decode(value: Any, kind: Any) -> Any:
         items = _checked(value, dict).items()
         return {str(key): _decode(item, arguments[1]) for key, item in items}
     if dataclasses.is_dataclass(kind):
-        members, hints = _checked(value, dict), typing.get_type_hints(kind)
+        members, hints = _checked(value, dict), _hints(typing.cast(Any, kind))
         return typing.cast(type[Any], kind)(
             **{name: _decode(members[name], hints[name]) for name in hints if name in members}
         )
     if kind is float:
         value = float(value) if isinstance(value, int) else value
     return _checked(value, kind)
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)  # compiles each annotation anew
 
 
 def _checked(value: Any, kind: type) -> Any:
