@@ -10,6 +10,7 @@ moved looks the same in both shadows, and so do tables of nothing but references
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ JOIN = 1
 
 # Copies with fewer equal bytes than this cost more than they save.
 FLOOR = 12
+
+# In a program with more copies than this (another compiler, say) their places cost more, and so
+# does the memory of the machine that applies it: the floor is higher there.
+MANY = 100_000
+HIGH_FLOOR = 24
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def make(old: bytes, new: bytes, *, predict: bool = True, kernel: Kernel | None 
     if predict:
         try:
             made = _make_elf(old, new, kernel)
-        except wire.PatchError:
+        except (wire.PatchError, OverflowError, struct.error):
+            # Not an ELF file, or one with strange numbers.
             made = None
     if made is None:
         copies = _match(old, new)
@@ -134,7 +141,8 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
         to.append(made)
         at += count + seek
         made += count + more
-    return _prune(wire.Copies(length, place, to, extra), old, new, FLOOR)
+    floor = HIGH_FLOOR if len(length) > MANY else FLOOR
+    return _prune(wire.Copies(length, place, to, extra), old, new, floor)
 
 
 def _prune(copies: wire.Copies, old: bytes, new: bytes, floor: int) -> wire.Copies:
