@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from proa.machine import fetch, plan
 from proa.machine import payload as machine_payload
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Files
-from proa.machine.state import Store
 from proa.wire import manifest
 from support import payload_machine
 from support.machine import FragileFiles, Machine, make_release
@@ -389,7 +389,7 @@ def reads(
     """Return which 4 KiB blocks of the old /usr the delta reads."""
     seen: set[int] = set()
     pread = os.pread
-    running = os.stat(machine.dev / "vda3").st_ino
+    running = (machine.dev / "vda3").stat().st_ino
 
     def watched(fd: int, size: int, offset: int) -> bytes:
         if os.fstat(fd).st_ino == running:
@@ -543,7 +543,7 @@ def test_no_room_to_keep_a_blob_or_to_unpack_old_content(
     def full(*_: object, **__: object) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(machine_payload.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     monkeypatch.setattr(machine_payload.Keep, "__call__", lambda *_: None)
     said: list[str] = []
     done = put(machine, serve(network, pair), said)

@@ -416,9 +416,7 @@ def _receive(
         noted = offset
 
     try:
-        for chunk in fetch.download_from(
-            urls, start, file.size, work.patience, work.system.sleep
-        ):
+        for chunk in fetch.download_from(urls, start, file.size, work.patience, work.system.sleep):
             pending += chunk
             if len(pending) >= _MIB:
                 write_out()
