@@ -179,6 +179,7 @@ def put(
     release: stage.Release,
     said: list[str] | None = None,
     system: System | None = None,
+    patience: fetch.Patience = fetch.PATIENCE,
 ) -> Transfer:
     """Stage a release as the updater does once it trusts it; ``said`` gets what it reports."""
     system = system or machine.system()
@@ -186,7 +187,7 @@ def put(
         system=system,
         disk=slot.find(system),
         store=Store(system),
-        patience=fetch.PATIENCE,
+        patience=patience,
         progress=lambda done, size: None,
         report=(said if said is not None else []).append,
     )

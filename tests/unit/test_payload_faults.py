@@ -187,6 +187,19 @@ def test_a_way_that_was_refused_is_not_gone_again(
     assert boots(machine, pair)
 
 
+@pytest.mark.parametrize("wrong", [0, 40_000, 70_000, 130_000])
+def test_what_an_earlier_run_left_is_checked_before_it_is_built_upon(
+    machine: Machine, network: Network, pair: Pair, wrong: int
+) -> None:
+    """Part of the image came as it is, and was not right from some byte on."""
+    release = serve(network, pair)
+    spoil(network, manifest.USR, wrong)
+    with pytest.raises(KeyboardInterrupt):
+        once(network, 27, lambda: put(machine, only(release)))
+    assert put(machine, release).way == "the delta from 1.0.0"
+    assert boots(machine, pair)
+
+
 def test_an_update_that_is_superseded_half_way(
     machine: Machine, network: Network, pair: Pair
 ) -> None:

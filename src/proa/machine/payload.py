@@ -85,6 +85,7 @@ class Payload:
     def __init__(self, system: System, signed: Signed, patience: fetch.Patience) -> None:
         """Fetch and check the head. Raises :class:`Unusable`, :class:`fetch.FetchError`."""
         self._system, self._signed, self._patience = system, signed, patience
+        self._urls = signed.urls
         self.fetched = 0
         if signed.head_length > form.MAX_HEAD:
             raise Unusable(f"its head of {signed.head_length} bytes is too large")
@@ -106,7 +107,7 @@ class Payload:
         """Fetch a range that must have a hash, from one mirror after the other."""
         wrong: Unusable | None = None
         failed: fetch.FetchError | None = None
-        for url in self._signed.urls:
+        for url in self._urls:
             # What was kept may be at fault; then it is fetched whole, once.
             for kept in dict.fromkeys((self._kept(sha256, size), b"")):
                 try:
@@ -118,6 +119,8 @@ class Payload:
                     failed = error
                     break
                 if hashlib.sha256(found).hexdigest() == sha256:
+                    # Those before it are not waited for again, at each blob.
+                    self._urls = (url, *(other for other in self._urls if other != url))
                     return found
                 self._forget(sha256)
                 wrong = Unusable(f"{url}: the {what} is not what was signed (its sha256 differs)")

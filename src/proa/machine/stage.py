@@ -33,6 +33,7 @@ from proa.machine.payload import Signed, Unusable
 from proa.machine.state import Candidate, Download, Store, Transfer
 from proa.machine.system import System
 from proa.wire import manifest, verity
+from proa.wire import payload as form
 from proa.wire.manifest import Manifest
 from proa.wire.payload import Head
 from proa.wire.unpack import Workshop
@@ -252,6 +253,13 @@ def _refuse(work: Staging, head: str) -> None:
         work.store.update(download=dataclasses.replace(kept, refused=refused))
 
 
+def _refuse_none(work: Staging) -> None:
+    """Not even the images come: it may well have been the network, and not the payloads."""
+    kept = work.store.load().download
+    if kept is not None:
+        work.store.update(download=dataclasses.replace(kept, refused=()))
+
+
 def _must_match(head: Head, wanted: Manifest) -> None:
     """Raise unless the payload leads to the very files of the signed manifest."""
     for name, made in (
@@ -273,32 +281,56 @@ def _make_usr(
     node = work.disk.passive.usr.node
     with work.system.files.target(node) as target:
         durable = min(_durable(work, file.sha256), file.size)
-        for start in dict.fromkeys((payload.group_start(built, durable), 0)):
-            if start:
-                work.report(f"usr: going on at {start // _MIB} of {file.size // _MIB} MiB")
-            digest, tree = hashlib.sha256(), verity.Tree(opened.head.verity.salt)
-            for chunk in target.read(0, start):
-                digest.update(chunk)
-                tree.update(chunk)
-            windows = payload.Windows(built, start, target)
-            try:
-                for piece, last in payload.groups(opened, built, 0, start, shop):
-                    for data in windows.add(piece):
-                        digest.update(data)
-                        tree.update(data)
-                        work.progress(windows.written, release.size)
-                    if last:
-                        target.sync()
-                        _note(work, file.sha256, windows.written)
-                        opened.settle(built, windows.written)
-            except (fetch.FetchError, KeyboardInterrupt):
-                target.sync()
-                _note(work, file.sha256, windows.written)
-                raise
-            if digest.hexdigest() == file.sha256:
-                return tree
-            _note(work, file.sha256, 0)
+        start, digest, tree = _kept_part(target, opened.head, durable)
+        if start:
+            work.report(f"usr: going on at {start // _MIB} of {file.size // _MIB} MiB")
+        windows = payload.Windows(built, start, target)
+        try:
+            for piece, last in payload.groups(opened, built, 0, start, shop):
+                for data in windows.add(piece):
+                    digest.update(data)
+                    tree.update(data)
+                    work.progress(windows.written, release.size)
+                if last:
+                    target.sync()
+                    _note(work, file.sha256, windows.written)
+                    opened.settle(built, windows.written)
+        except (fetch.FetchError, Unusable, KeyboardInterrupt):
+            # What is written was checked, whichever way is gone now.
+            target.sync()
+            _note(work, file.sha256, windows.written)
+            raise
+        if digest.hexdigest() == file.sha256:
+            return tree
+        _note(work, file.sha256, 0)
     raise Unusable("the usr image that it gives is not the one that was signed")
+
+
+def _kept_part(target: Target, head: Head, durable: int) -> tuple[int, hashlib._Hash, verity.Tree]:
+    """Return where to go on with the usr image, and the hashes of what lies before that.
+
+    What earlier runs left is checked anew, window by window: some of it may have come as an image,
+    which is not checked before it is written.
+    """
+    built = head.usr
+    while True:
+        if durable < built.size:
+            durable -= durable % form.WINDOW
+        start = payload.group_start(built, durable)
+        digest, tree = hashlib.sha256(), verity.Tree(head.verity.salt)
+        for begin, wanted in zip(range(0, durable, form.WINDOW), built.windows, strict=False):
+            found, offset = hashlib.sha256(), begin
+            for chunk in target.read(begin, min(begin + form.WINDOW, built.size)):
+                found.update(chunk)
+                if before := chunk[: max(start - offset, 0)]:
+                    digest.update(before)
+                    tree.update(before)
+                offset += len(chunk)
+            if found.digest()[: form.WINDOW_HASH] != wanted:
+                durable = begin
+                break
+        else:
+            return start, digest, tree
 
 
 def _make_verity(work: Staging, wanted: Manifest, head: Head, tree: verity.Tree) -> None:
@@ -372,6 +404,7 @@ def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -
                 work.report(f"{urls[0]} is not the file that was signed; trying the next address")
                 urls = urls[1:]
             else:
+                _refuse_none(work)
                 raise MachineError(
                     Code.PAYLOAD_MISMATCH,
                     f"{urls[0]} is not the file that was signed: its sha256 is "
@@ -423,6 +456,7 @@ def _receive(
             if offset - noted >= _CHECKPOINT:
                 checkpoint()
     except fetch.WrongSize as error:
+        _refuse_none(work)
         raise MachineError(
             Code.PAYLOAD_MISMATCH,
             str(error),
@@ -431,6 +465,7 @@ def _receive(
     except fetch.FetchError as error:
         write_out()
         checkpoint()
+        _refuse_none(work)
         raise MachineError(
             Code.DOWNLOAD_FAILED,
             f"the download stopped at {(before + offset) // _MIB} of {release.size // _MIB} MiB: "
