@@ -136,18 +136,25 @@ def _bytes(seed: str, size: int) -> bytes:
 # --- The power cut ------------------------------------------------------------------------------
 
 
+# What a disk writes whole or not at all, in bytes.
+BLOCK = 512
+
+Keep = Callable[[], bool]
+
+
 class PowerCut(BaseException):
     """The power goes. Not an Exception, so that no code under test handles it."""
 
 
 class FragileFiles(Files):
     """Does every step for real, remembers how to take it back until it is flushed, and cuts the
-    power before step number ``cut_at``."""
+    power before step number ``cut_at``. ``written`` are the files that were written in place."""
 
     def __init__(self) -> None:
         self.cut_at = 0
         self.steps = 0
-        self._undo: list[tuple[tuple[str, object], Callable[[], None]]] = []
+        self.written: set[Path] = set()
+        self._undo: list[tuple[tuple[str, object], Callable[[Keep | None], None]]] = []
         self._open: list[int] = []
 
     def _step(self) -> None:
@@ -159,11 +166,20 @@ class FragileFiles(Files):
         self._step()
         held, before, size = os.dup(fd), os.pread(fd, len(data), offset), os.fstat(fd).st_size
         self._open.append(held)
+        self.written.add(Path(f"/proc/self/fd/{fd}").readlink())
 
-        def undo() -> None:
-            os.pwrite(held, before, offset)
-            if os.fstat(held).st_size > size:
-                os.ftruncate(held, size)
+        def undo(keep: Keep | None) -> None:
+            end = size
+            for start in range(offset - offset % BLOCK, offset + len(data), BLOCK):
+                stop = min(start + BLOCK, offset + len(data))
+                if keep is not None and keep():
+                    end = max(end, stop)
+                    continue
+                first = max(start, offset)
+                old = before[first - offset : stop - offset].ljust(stop - first, b"\0")
+                os.pwrite(held, old, first)
+            if os.fstat(held).st_size > end:
+                os.ftruncate(held, end)
 
         self._undo.append((("file", os.fstat(fd).st_ino), undo))
         super().pwrite(fd, data, offset)
@@ -180,7 +196,7 @@ class FragileFiles(Files):
         self._step()
         old = target.read_bytes() if target.exists() else None
 
-        def undo() -> None:
+        def undo(_: Keep | None) -> None:
             target.rename(source)
             if old is not None:
                 target.write_bytes(old)
@@ -192,7 +208,7 @@ class FragileFiles(Files):
         self._step()
         old = path.read_bytes()
         super().unlink(path)
-        self._undo.append((("directory", path.parent), lambda: void(path.write_bytes(old))))
+        self._undo.append((("directory", path.parent), lambda _: void(path.write_bytes(old))))
 
     def fsync_dir(self, path: Path) -> None:
         self._step()
@@ -201,11 +217,15 @@ class FragileFiles(Files):
     def _flushed(self, kind: str, what: object) -> None:
         self._undo = [(key, undo) for key, undo in self._undo if key != (kind, what)]
 
-    def lose(self, keep: Callable[[], bool]) -> None:
-        """Take back what was not flushed; ``keep`` says of each step if it reached the disk."""
+    def lose(self, keep: Keep, keep_block: Keep | None = None) -> None:
+        """Take back what was not flushed; ``keep`` says of each step if it reached the disk.
+
+        With ``keep_block`` a write that did not reach it as a whole may have done so in part: it
+        is asked for each block of :data:`BLOCK` bytes.
+        """
         for _, undo in reversed(self._undo):
             if not keep():
-                undo()
+                undo(keep_block)
         self.settle()
 
     def settle(self) -> None:
@@ -339,8 +359,8 @@ class Machine:
         ).read_bytes().startswith(release.content[manifest.USR_VERITY])
         return Completed(0 if whole else 1, "" if whole else "Verification failed at position 0.\n")
 
-    def power_cut(self, keep: Callable[[], bool] = lambda: False) -> None:
-        self.files.lose(keep)
+    def power_cut(self, keep: Keep = lambda: False, keep_block: Keep | None = None) -> None:
+        self.files.lose(keep, keep_block)
 
     def boot(self) -> Release:
         """Start the machine; those that die are started again. Returns what runs in the end."""
@@ -476,8 +496,15 @@ class Machine:
 
 
 def _section(release: Release, name: str) -> bytes:
-    section = "linux" if name == "vmlinuz" else "initrd"
-    return _bytes(f"{release.version} {section}", 40_000)
+    image = release.content[manifest.UKI]
+    (start,) = struct.unpack_from("<I", image, 0x3C)
+    count, optional = struct.unpack_from("<6xH12xH", image, start)
+    wanted = b".linux" if name == "vmlinuz" else b".initrd"
+    for position in range(start + 24 + optional, start + 24 + optional + 40 * count, 40):
+        if image[position : position + 8].rstrip(b"\0") == wanted:
+            size, _, _, offset = struct.unpack_from("<IIII", image, position + 8)
+            return image[offset : offset + size]
+    raise AssertionError(f"the image of {release.version} has no {wanted.decode()}")
 
 
 # --- A partition table, made from the specification ---------------------------------------------

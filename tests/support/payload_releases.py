@@ -82,7 +82,7 @@ def make_release(directory: Path, name: str) -> Path:
     contents = {
         manifest.USR: usr,
         manifest.USR_VERITY: b"".join(tree.device(uuid.UUID(int=1))),
-        manifest.UKI: _uki(TREES[name], root_hash),
+        manifest.UKI: _uki(name, root_hash),
     }
     for file, data in contents.items():
         (directory / file).write_bytes(data)
@@ -102,13 +102,19 @@ def make_release(directory: Path, name: str) -> Path:
     return directory
 
 
-def _uki(files: dict[str, bytes], root_hash: str) -> bytes:
-    """Return a PE image of what counts: the command line, the kernel and the initrd."""
+def _uki(name: str, root_hash: str) -> bytes:
+    """Return a PE image of what counts: version, command line, kernel and initrd."""
+    files = TREES[name]
     kernel = next(data for path, data in files.items() if path.endswith("vmlinuz"))
     library = next(data for path, data in files.items() if "libthing" in path)
     archive = _cpio({"init": _noise("init", 3000), "usr/lib/libthing.so.1": library})
     initrd = b"".join(Zstd().encode_with([archive], frames.PARAMETERS, len(archive)))
-    sections = {".cmdline": f"usrhash={root_hash}".encode(), ".linux": kernel, ".initrd": initrd}
+    sections = {
+        ".osrel": f"ID=proa\nIMAGE_VERSION={name}\n".encode(),
+        ".cmdline": f"usrhash={root_hash}".encode(),
+        ".linux": kernel,
+        ".initrd": initrd,
+    }
     headers = bytearray(512)
     headers[:2] = b"MZ"
     struct.pack_into("<I", headers, 0x3C, 64)

@@ -42,9 +42,8 @@ def _text(name: str, size: int) -> bytes:
     return b" ".join(words[n % len(words)] for n in _noise(name, size // 3))[:size]
 
 
-def program(grown: int | None) -> bytes:
-    """Return an ELF shared object: 60 functions that call one another; one may be grown."""
-    base, functions = 0x1000, 60
+def program(grown: int | None, functions: int = 60, base: int = 0x1000) -> bytes:
+    """Return an ELF shared object: functions that call one another; one may be grown."""
     places, at = [], 0
     bodies = []
     for number in range(functions):
@@ -132,13 +131,55 @@ def files(new: bool) -> dict[str, bytes]:
     return tree
 
 
+def _frame(plain: bytes) -> bytes:
+    from proa.factory import frames
+
+    return b"".join(Codec().zstd.encode_with([plain], frames.PARAMETERS, len(plain)))
+
+
 def _kernel(new: bool) -> bytes:
-    return _noise("kernel", 4000) + (b"new" if new else b"") + _text("kernel", 6000)
+    """Return the file of a kernel, as far as its one zstd frame can be found in it."""
+    plain = _noise("kernel", 3000) + (b"new" if new else b"") + _text("kernel", 30_000)
+    frame = _frame(plain) + struct.pack("<I", len(plain))
+    setup = bytearray(1024)
+    setup[0x1F1], setup[0x1FE:0x200], setup[0x202:0x206] = 1, b"\x55\xaa", b"HdrS"
+    struct.pack_into("<H", setup, 0x206, 0x20F)
+    struct.pack_into("<II", setup, 0x248, 0, len(frame))
+    return bytes(setup) + frame + _noise("unpacker", 500)
+
+
+def _cpio(entries: dict[str, bytes]) -> bytes:
+    out = b""
+    for name, data in [*entries.items(), ("TRAILER!!!", b"")]:
+        fields = [0] * 13
+        fields[6], fields[11] = len(data), len(name) + 1
+        header = b"070701" + b"".join(b"%08X" % field for field in fields)
+        out += (header + name.encode() + b"\0").ljust(-(-(111 + len(name)) // 4) * 4, b"\0")
+        out += data.ljust(-(-len(data) // 4) * 4, b"\0")
+    return out
 
 
 def _uki(new: bool) -> bytes:
-    start = _noise("stub", 1500) + VERSIONS[new].encode()
-    return start + _kernel(new) + _noise("initrd", 2000) + _text(f"initrd {new}", 500)
+    """Return a boot image: a PE file with a stub, a version, the kernel, and an initrd."""
+    tree = files(new)
+    entries = {"init": _text(f"init {new}", 700)}
+    entries |= {name: tree[name] for name in ("lib/same", "bin/program", "share/text")}
+    sections = {
+        b".text": _noise("stub", 1500),
+        b".osrel": VERSIONS[new].encode(),
+        b".linux": tree["lib/modules/1/vmlinuz"],
+        b".initrd": _frame(_cpio(entries)),
+    }
+    headers = bytearray(512)
+    headers[:2] = b"MZ"
+    struct.pack_into("<I", headers, 0x3C, 64)
+    struct.pack_into("<4s2xH12xH", headers, 64, b"PE\0\0", len(sections), 0)
+    body = b""
+    for number, (name, data) in enumerate(sections.items()):
+        size, at = len(data), 512 + len(body)
+        struct.pack_into("<8sIIII", headers, 88 + 40 * number, name, size, 0, size + 100, at)
+        body += data + bytes(100)
+    return bytes(headers) + body
 
 
 def image(new: bool) -> bytes:

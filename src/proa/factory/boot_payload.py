@@ -57,8 +57,9 @@ class _Boot:
 
 def group(
     old: Path | None, old_usr: Usr | None, new: Path, usr: Usr, encoding: Encoding, codec: Codec
-) -> tuple[int, bytes]:
-    """Return (length, blob) of the one group that makes the boot image ``new``."""
+) -> tuple[int, bytes, int]:
+    """Return the one group that makes the boot image ``new``: its output's length, its blob, and
+    the bytes on disk that the machine needs for it."""
     contents = _Contents(usr)
     image = _take_apart(new.read_bytes(), contents, codec)
     old_contents = _Contents(old_usr) if old_usr else None
@@ -76,7 +77,7 @@ def group(
             (part,) = patches.make(data, segment.data, [len(segment.data)])
             made.add(FILES, source, part)
     made.steps.append(Plain(FILES, len(image.data)))
-    return len(image.data), pack_group(made, encoding, fast=old is None)
+    return len(image.data), pack_group(made, encoding, fast=old is None), made.scratch
 
 
 def _take_apart(data: bytes, contents: _Contents, codec: Codec) -> _Boot:

@@ -84,6 +84,25 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
     The directory appears only when it is whole: a build that fails or is interrupted leaves none.
     Raises :class:`UserError`.
     """
+    _check(options)
+    return _build(_prepare(options, report), report)
+
+
+def build_from(
+    packages: Path, state: Snapshot, tools: sdk.Sdk, options: BuildOptions, report: sdk.Report
+) -> Path:
+    """Make a release as :func:`build` does, from a package tar that the caller has made.
+
+    ``packages`` is what :func:`proa.factory.tree.ensure` returns, of whatever packages; ``state``
+    is the state of the archive that they are from.
+    """
+    _check(options)
+    epoch = options.epoch if options.epoch is not None else state.date
+    plan = _Plan(options, recipe.load(options.recipe), state, tools, packages, epoch)
+    return _build(plan, report)
+
+
+def _check(options: BuildOptions) -> None:
     sdk.require_root()
     # What is made here has the modes that it says, not those that the caller prefers.
     os.umask(0o022)
@@ -94,7 +113,10 @@ def build(options: BuildOptions, report: sdk.Report) -> Path:
         )
     if not options.root_json.is_file():
         raise UserError(f"{options.root_json}: no such file", hint="make one: proa keys init")
-    plan = _prepare(options, report)
+
+
+def _build(plan: _Plan, report: sdk.Report) -> Path:
+    options = plan.options
     with cache.scratch(options.cache) as work:
         out = work / "release"
         out.mkdir()

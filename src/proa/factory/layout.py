@@ -264,6 +264,11 @@ class Group:
         else:
             self.steps.append(Encode(FILES, extent.algorithm, extent.plain, extent.stored))
 
+    @property
+    def scratch(self) -> int:
+        """Bytes on disk that the machine needs to unpack old content as a whole."""
+        return sum(source.inner.plain for source in self.sources if source.inner)
+
     def put_aside(self, end: int) -> None:
         """Put aside what comes later in the output: the lane's extents before number ``end``."""
         if self.file is None:

@@ -10,10 +10,11 @@ import zstandard
 from proa.wire.payload import Packing, Section
 
 # (lc, lp, pb): settings of LZMA that suit text and code, tables of numbers, and bytes of no kind.
-_SETTINGS = ((3, 0, 2), (0, 0, 0), (3, 0, 0), (0, 2, 2), (4, 0, 0))
+_SETTINGS = ((3, 0, 0), (1, 0, 0), (0, 0, 0), (3, 0, 2), (0, 2, 2), (4, 0, 0))
 # Up to this size every setting is tried; above it the first three.
 _SMALL = 4 << 20
-_DICTIONARY = 4 << 20
+# With three lanes of three sections and a plan, all windows together stay below MAX_WINDOWS.
+_DICTIONARY = 3 << 20
 
 
 def pack(data: bytes, *, fast: bool) -> tuple[Section, bytes]:

@@ -10,6 +10,7 @@ moved looks the same in both shadows, and so do tables of nothing but references
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ JOIN = 1
 
 # Copies with fewer equal bytes than this cost more than they save.
 FLOOR = 12
+
+# In a program with more copies than this (another compiler, say) their places cost more, and so
+# does the memory of the machine that applies it: the floor is higher there.
+MANY = 100_000
+HIGH_FLOOR = 24
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def make(old: bytes, new: bytes, *, predict: bool = True, kernel: Kernel | None 
     if predict:
         try:
             made = _make_elf(old, new, kernel)
-        except wire.PatchError:
+        except (wire.PatchError, OverflowError, struct.error):
+            # Not an ELF file, or one with strange numbers.
             made = None
     if made is None:
         copies = _match(old, new)
@@ -134,7 +141,8 @@ def _match(old: bytes, new: bytes) -> wire.Copies:
         to.append(made)
         at += count + seek
         made += count + more
-    return _prune(wire.Copies(length, place, to, extra), old, new, FLOOR)
+    floor = HIGH_FLOOR if len(length) > MANY else FLOOR
+    return _prune(wire.Copies(length, place, to, extra), old, new, floor)
 
 
 def _prune(copies: wire.Copies, old: bytes, new: bytes, floor: int) -> wire.Copies:
@@ -166,9 +174,11 @@ def _make_elf(old: bytes, new: bytes, kernel: Kernel | None) -> Patch:
         old_btf = new_btf = None
     elif kernel is None:
         kernel = learn([(old, new)])
-    strings = old_btf.kernel_strings if old_btf else 0
+    strings = old_btf.kernel_strings if old_btf else None
     old_layout = wire.read_layout(reader(old), len(old), strings)
-    new_layout = wire.read_layout(reader(new), len(new), new_btf.kernel_strings if new_btf else 0)
+    new_layout = wire.read_layout(
+        reader(new), len(new), new_btf.kernel_strings if new_btf else None
+    )
     old_fields = _fields(old, old_layout)
     new_fields = _fields(new, new_layout)
     copies = _match(
@@ -253,7 +263,9 @@ def _module_btf(file: bytes) -> _ModuleBtf | None:
     kinds = np.frombuffer(btf.kinds, np.uint8)
     records = np.array(btf.records, np.int64)
     functions = np.flatnonzero((kinds[1:] == 12) & (kinds[:-1] == 13)) + 1
-    if not len(functions) or kernel_strings <= 0:
+    if kernel_strings == 0:
+        return _ModuleBtf(section.offset, data, btf, 0, 0)
+    if not len(functions) or kernel_strings < 0:
         return None
     firsts = _words(data, records[functions] + 8) - functions
     votes, counts = np.unique(firsts, return_counts=True)
@@ -280,7 +292,7 @@ def learn(pairs: Iterable[tuple[bytes, bytes]]) -> Kernel:
             old_btf, new_btf = _module_btf(old), _module_btf(new)
         except wire.PatchError:
             continue
-        if old_btf is not None and new_btf is not None:
+        if old_btf and new_btf and old_btf.kernel_strings and new_btf.kernel_strings:
             _vote(old_btf, new_btf, votes)
     steps: list[tuple[int, int, int]] = []
     for number in sorted(votes):
@@ -368,9 +380,9 @@ class _Fields:
 
 
 def _fields(data: bytes, layout: wire.Layout) -> _Fields:
-    found = np.array(
-        [(at, form, target) for at, form, target, _ in layout.references(0, data)], np.int64
-    ).reshape(-1, 3)
+    # One flat array: a list of tuples would take a gigabyte for a large program.
+    numbers = (number for reference in layout.references(0, data) for number in reference[:3])
+    found = np.fromiter(numbers, np.int64).reshape(-1, 3)
     return _Fields(found[:, 0], found[:, 1], found[:, 2])
 
 
@@ -520,14 +532,16 @@ def _numbers(values: Ints) -> bytes:
     return out.tobytes()
 
 
-def _elf_header(new: wire.Layout, btf_strings: int, more: list[tuple[int, int, int]]) -> bytes:
+def _elf_header(
+    new: wire.Layout, btf_strings: int | None, more: list[tuple[int, int, int]]
+) -> bytes:
     relocatable = new.segments.unloaded == 0
     out = [_number(int(relocatable)), _number(len(new.segments.loads))]
     at = 0
     for start, size, bias in new.segments.loads:
         out += [_number(start - at), _number(size), _signed(bias)]
         at = start
-    out += [_number(btf_strings), _number(len(more))]
+    out += [_number(0 if btf_strings is None else btf_strings + 1), _number(len(more))]
     at = 0
     for start, end, delta in more:
         out += [_number(start - at), _number(end - start), _signed(delta)]

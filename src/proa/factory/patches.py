@@ -7,6 +7,7 @@ change share it, and an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import zlib
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proa.factory import patch
+from proa.wire import patch as wire
 from proa.wire.bytecode import PayloadError, Reader, Writer
 from proa.wire.payload import MAX_CONTROL
 
@@ -22,8 +24,19 @@ LIMIT = 5 << 20
 # New bytes of one part where nothing old is known.
 LITERAL = 8 << 20
 
-_REVISION = 2  # bump when other patches are made for the same contents
 _MAX = 1 << 32
+
+
+def _revision() -> str:
+    """Return a hash of the code that makes and applies patches: what predicts must never differ
+    between the two, so patches of older code are made anew."""
+    digest = hashlib.sha256()
+    for module in (patch, wire):
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+_REVISION = _revision()
 
 
 @dataclass(frozen=True)
@@ -84,14 +97,17 @@ def keep(store: Path, name: str, made: Sequence[Made]) -> None:
     temporary.replace(path)
 
 
-def make(old: bytes, new: bytes, extents: Sequence[int]) -> list[Made]:
+def make(
+    old: bytes, new: bytes, extents: Sequence[int], kernel: patch.Kernel | None = None
+) -> list[Made]:
     """Return the patch or the parts of it that make ``new``.
 
-    ``extents`` are the plain sizes of the new file's extents, at which it may be cut.
+    ``extents`` are the plain sizes of the new file's extents, at which it may be cut; ``kernel`` is
+    what the modules of two kernels have in common.
     """
     if not old:
         return [_part(b"", new, *cut) for cut in _cuts(extents, LITERAL)]
-    whole = _part(old, new, len(extents), 0, len(new))
+    whole = wrap(patch.make(old, new, kernel=kernel), len(extents), len(new))
     if whole.weight <= LIMIT and len(whole.control) <= MAX_CONTROL:
         return [whole]
     parts = -(-max(whole.weight, len(whole.control)) // (LIMIT // 2))

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,16 +110,18 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
         source.prepare(parts)
         blobs = Path(scratch) / "blobs"
         with blobs.open("w+b") as body:
-            usr = _pack_all(_with_meta(parts, source), encoding, pool, body, report, old is None)
+            groups = list(_with_meta(parts, source))
+            usr = _pack_all(groups, encoding, pool, body, report, old is None)
             report("describing the boot image")
             try:
-                boot = boot_payload.group(
+                length, blob, room = boot_payload.group(
                     old.uki if old else None, old_usr, new.uki, new_usr, encoding, tools.codec()
                 )
             except RecipeError as error:
                 raise UserError(f"the boot image of {new.directory}: {error}") from None
-            uki = [_written(body, boot[0], boot[1])]
-            head = _head(old, new, tools, encoding, usr, uki, old_usr)
+            uki = [_written(body, length, blob)]
+            scratch_size = max([room, *(group.scratch for group in groups)])
+            head = _head(old, new, tools, encoding, usr, uki, old_usr, scratch_size)
             report("taking the payload apart again, to compare every byte")
             body.seek(0)
             _check(old, new, head, body, tools)
@@ -182,25 +184,45 @@ class _Patches:
     def prepare(self, parts: Sequence[Part]) -> None:
         """Make all patches of the files that ``parts`` name."""
         files = {part.file.sha256: part.file for part in parts if isinstance(part, Cluster)}
+        # The kernel first: it takes longest.
+        kernels = {}
         for digest, file in list(files.items()):
-            if file.paths[0].endswith("/vmlinuz") and (kernel := self._kernel(file)) is not None:
-                self._kernels[digest] = kernel
+            if file.paths[0].endswith("/vmlinuz") and (started := self._kernel(file)) is not None:
+                kernels[digest] = started
                 del files[digest]
-        missing: dict[bytes, Future[list[patches.Made]]] = {}
+        missing: dict[bytes, File] = {}
         for digest, file in files.items():
             kept = self._kept(file)
             if kept is not None:
                 self._take(file, kept)
             else:
-                missing[digest] = self._start(file)
-        waiting = {future: digest for digest, future in missing.items()}
+                missing[digest] = file
+        learnt = self._learn(missing.values())
+        waiting = {self._start(file, learnt): file for file in missing.values()}
         for done, future in enumerate(as_completed(waiting), start=1):
-            file = files[waiting[future]]
+            file = waiting[future]
             made = future.result()
             if file.sha256 in self._counterparts:
                 patches.keep(self._tools.store, self._key(file), made)
             self._take(file, made)
             self._report(f"patches: {done} of {len(missing)} made ({file.paths[0]})")
+        for digest, finish in kernels.items():
+            self._report("comparing the kernels")
+            self._kernels[digest] = finish()
+
+    def _learn(self, files: Iterable[File]) -> patch.Kernel | None:
+        """Return what all modules of the two kernels have in common, where there are several."""
+        pairs = [
+            (self.old.plain(old.extents), self.new.plain(file.extents))
+            for file in files
+            if file.paths[0].endswith(".ko")
+            and self.old is not None
+            and (old := self._counterparts.get(file.sha256)) is not None
+        ]
+        if len(pairs) < 2:
+            return None
+        self._report(f"comparing the types of {len(pairs)} kernel modules")
+        return self._pool.submit(patch.learn, pairs).result()
 
     def _kept(self, file: File) -> list[patches.Made] | None:
         """Return a kept patch. One from nothing is the file itself, and is not worth keeping."""
@@ -208,8 +230,8 @@ class _Patches:
             return None
         return patches.load(self._tools.store, self._key(file))
 
-    def _kernel(self, file: File) -> Kernel | None:
-        """Return how a kernel is made through what is in it, if both kernels can be unpacked."""
+    def _kernel(self, file: File) -> Callable[[], Kernel] | None:
+        """Begin to make a kernel through what is in it, if both kernels can be unpacked."""
         before = self._counterparts.get(file.sha256)
         if self.old is None or before is None:
             return None
@@ -223,7 +245,6 @@ class _Patches:
                 return None
         except (bzimage.BzImageError, CodecError):
             return None
-        self._report("comparing the kernels")
         source = Source(Image.OLD_USR, before.extents)
         inner = Source(
             Image.OLD_USR, before.extents, Inner(was.offset, was.frame_size, len(old_inner))
@@ -231,9 +252,11 @@ class _Patches:
         head, tail = new[: now.offset], new[now.frame_end :]
         # What is behind the frame is some 200 kB of code that hardly changes.
         behind = patches.wrap(patch.make_from_part(old, was.frame_end, tail), 1, len(tail))
-        return Kernel(
-            head=(self._one(old[: was.offset], head), source),
-            inner=(self._one(old_inner, new_inner), inner),
+        front = patches.wrap(patch.make_from_part(old[: was.offset], 0, head), 1, len(head))
+        middle = self._one(old_inner, new_inner)
+        return lambda: Kernel(
+            head=(front, source),
+            inner=(middle(), inner),
             tail=(behind, source),
             frame=now.frame_size,
             parameters=frames.PARAMETERS,
@@ -243,25 +266,31 @@ class _Patches:
     def _unpack(self, frame: bytes) -> bytes:
         return b"".join(self.new.codec.zstd.decode_frame([frame], _MAX_WINDOW_LOG))
 
-    def _one(self, old: bytes, new: bytes) -> patches.Made:
-        """Return one patch, from the store if it is there."""
-        hashes = [hashlib.sha256(data).digest() for data in (old, new)]
-        key = patches.key(hashes[0] if old else None, hashes[1])
-        made = patches.load(self._tools.store, key)
-        if made is None or len(made) != 1:
-            made = [self._pool.submit(patches.make_whole, old, new).result()]
-            patches.keep(self._tools.store, key, made)
-        return made[0]
+    def _one(self, old: bytes, new: bytes) -> Callable[[], patches.Made]:
+        """Begin to make one patch, or take it from the store."""
+        key = patches.key(hashlib.sha256(old).digest(), hashlib.sha256(new).digest())
+        kept = patches.load(self._tools.store, key)
+        if kept is not None and len(kept) == 1:
+            return lambda: kept[0]
+        future = self._pool.submit(patches.make_whole, old, new)
+
+        def finish() -> patches.Made:
+            made = future.result()
+            patches.keep(self._tools.store, key, [made])
+            return made
+
+        return finish
 
     def _key(self, file: File) -> str:
         old = self._counterparts.get(file.sha256)
         return patches.key(old.sha256 if old else None, file.sha256)
 
-    def _start(self, file: File) -> Future[list[patches.Made]]:
+    def _start(self, file: File, learnt: patch.Kernel | None) -> Future[list[patches.Made]]:
         old = self._counterparts.get(file.sha256)
         before = self.old.plain(old.extents) if self.old and old else b""
         sizes = [extent.plain for extent in file.extents]
-        return self._pool.submit(patches.make, before, self.new.plain(file.extents), sizes)
+        kernel = learnt if file.paths[0].endswith(".ko") else None
+        return self._pool.submit(patches.make, before, self.new.plain(file.extents), sizes, kernel)
 
     def _take(self, file: File, made: Sequence[patches.Made]) -> None:
         index = 0
@@ -317,7 +346,7 @@ def _with_meta(parts: Sequence[Part], source: _Patches) -> Iterator[Group]:
 
 
 def _pack_all(
-    groups: Iterator[Group],
+    groups: Sequence[Group],
     encoding: Encoding,
     pool: ProcessPoolExecutor,
     body: BinaryIO,
@@ -347,6 +376,7 @@ def _head(
     usr: Sequence[form.GroupEntry],
     uki: Sequence[form.GroupEntry],
     old_usr: Usr | None,
+    scratch: int,
 ) -> form.Head:
     files = new.manifest.files
     with new.usr.open("rb") as image:
@@ -375,6 +405,7 @@ def _head(
         uki=form.Built(
             files[manifest.UKI].size, bytes.fromhex(files[manifest.UKI].sha256), tuple(uki)
         ),
+        scratch=scratch,
     )
 
 

@@ -172,7 +172,7 @@ def publish(home: Site, version: str, channel: str | None = CHANNEL, *, deltas: 
     It comes with payloads from the ``deltas`` latest versions, and no full one: that takes
     minutes, and no machine of the lab starts from nothing.
     """
-    payloads = ("--no-full", "--deltas", deltas)
+    payloads = ("--no-full", "--deltas", str(deltas))
     home.proa("publish", home.release(version), "--repo", home.repository, *payloads)
     if channel is not None:
         home.proa("channel", "set", channel, version)

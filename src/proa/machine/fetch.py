@@ -5,6 +5,7 @@ Nothing here decides whether bytes are the right ones; that is done by hash, fro
 
 from __future__ import annotations
 
+import functools
 import http.client
 import re
 import time
@@ -26,8 +27,9 @@ class Patience:
     """How long to wait, in seconds, and how slow is too slow: update_engine's numbers.
 
     A transfer is stalled that brings fewer than ``slow_bytes`` bytes per second for ``slow_for``
-    seconds. ``retries`` are the tries in a row that may bring not a single byte. ``rate`` is the
-    most that is asked for, in bytes per second; 0 is as fast as it comes.
+    seconds. ``retries`` are the tries in a row that may bring next to nothing, which is less than
+    that many bytes: a mirror that sends a byte and breaks off, again and again, is stalled too.
+    ``rate`` is the most that is asked for, in bytes per second; 0 is as fast as it comes.
     """
 
     connect: float = 30
@@ -98,10 +100,13 @@ def download(
     end = size if end is None else end
     empty_tries = 0
     while start < end:
+        came = 0
         try:
             for chunk in _range(url, start, end, size, patience):
                 start += len(chunk)
-                empty_tries = 0
+                came += len(chunk)
+                if came >= patience.slow_bytes * patience.slow_for:
+                    empty_tries = 0
                 yield chunk
             if start >= end:
                 return
@@ -179,10 +184,32 @@ def _request(
     return urllib.request.Request(url, body, {**own, **(headers or {})})  # noqa: S310
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server elsewhere, but not to another protocol (the library would: to ftp)."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: Any,
+        code: int,
+        msg: str,
+        headers: Any,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not newurl.startswith(("http://", "https://")):
+            raise urllib.error.HTTPError(newurl, code, "redirects to no http address", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
 def _open(request: urllib.request.Request, patience: Patience) -> Any:
     url = request.full_url
     try:
-        return urllib.request.urlopen(request, timeout=patience.connect)  # noqa: S310
+        return _opener().open(request, timeout=patience.connect)
     except urllib.error.HTTPError as error:
         with error:
             raise FetchError(

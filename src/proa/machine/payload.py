@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -27,6 +27,8 @@ from proa.wire.codec import Codec, CodecError, Zstd
 from proa.wire.erofs import ErofsError
 from proa.wire.payload import GroupEntry, Image
 from proa.wire.unpack import Workshop, unpack
+
+_PARTIAL = "partial-"  # and the sha256 that it has when it is whole
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,13 @@ class Signed:
 class Unusable(Exception):
     """This payload does not lead to the release on this machine; another way may.
 
-    ``code`` is what it counts as if there is no other.
+    ``code`` is what it counts as if there is no other. ``fetched`` are the bytes that it cost.
     """
 
     def __init__(self, message: str, code: Code = Code.PAYLOAD_MISMATCH) -> None:
         super().__init__(message)
         self.code = code
+        self.fetched = 0
 
 
 def encoder() -> str:
@@ -82,7 +85,10 @@ class Payload:
     def __init__(self, system: System, signed: Signed, patience: fetch.Patience) -> None:
         """Fetch and check the head. Raises :class:`Unusable`, :class:`fetch.FetchError`."""
         self._system, self._signed, self._patience = system, signed, patience
+        self._urls = signed.urls
         self.fetched = 0
+        if signed.head_length > form.MAX_HEAD:
+            raise Unusable(f"its head of {signed.head_length} bytes is too large")
         data = self._checked(0, signed.head_length, signed.head_sha256, "head")
         try:
             self.head = form.load_head(data)
@@ -90,10 +96,7 @@ class Payload:
             raise Unusable(str(error)) from None
         if signed.head_length + self.head.body != signed.size:
             raise Unusable("the payload is longer or shorter than its groups")
-
-    @property
-    def _partial(self) -> Path:
-        return self._system.state_dir / "partial"
+        self._forget_others()
 
     def blob(self, entry: GroupEntry, before: int) -> bytes:
         """Return a group's blob, of which ``before`` bytes of other blobs lie ahead."""
@@ -102,32 +105,32 @@ class Payload:
 
     def _checked(self, start: int, size: int, sha256: str, what: str) -> bytes:
         """Fetch a range that must have a hash, from one mirror after the other."""
-        kept = self._kept(sha256)[:size]
-        wrong = 0
-        for number, url in enumerate(self._signed.urls, start=1):
-            for data in (kept, b"") if kept else (b"",):
+        wrong: Unusable | None = None
+        failed: fetch.FetchError | None = None
+        for url in self._urls:
+            # What was kept may be at fault; then it is fetched whole, once.
+            for kept in dict.fromkeys((self._kept(sha256, size), b"")):
                 try:
-                    found = self._fetch(url, start, size, data, sha256)
+                    found = self._fetch(url, start, size, kept, sha256)
                 except fetch.WrongSize as error:
-                    wrong += 1
-                    last: Exception = Unusable(str(error))
+                    wrong = Unusable(str(error))
                     break
                 except fetch.FetchError as error:
-                    last = error
-                    kept = self._kept(sha256)[:size]
+                    failed = error
                     break
                 if hashlib.sha256(found).hexdigest() == sha256:
-                    self._forget()
+                    # Those before it are not waited for again, at each blob.
+                    self._urls = (url, *(other for other in self._urls if other != url))
                     return found
-                # What was kept may be at fault; then it is fetched whole, once.
-                self._forget()
-                kept = b""
-                last = Unusable(f"{url}: the {what} is not what was signed (its sha256 differs)")
-            if number == len(self._signed.urls):
-                raise last
-        raise Unusable("there is no address to fetch the payload from")
+                self._forget(sha256)
+                wrong = Unusable(f"{url}: the {what} is not what was signed (its sha256 differs)")
+        # A mirror that cannot be reached may be for ever: where another has it wrong, there are
+        # other ways.
+        raise wrong or failed or Unusable("there is no address to fetch the payload from")
 
     def _fetch(self, url: str, start: int, size: int, kept: bytes, sha256: str) -> bytes:
+        if len(kept) == size:
+            return kept
         data = bytearray(kept)
         with self._keeper(sha256, kept) as keep:
             for chunk in fetch.download(
@@ -143,29 +146,57 @@ class Payload:
                 keep(chunk)
         return bytes(data)
 
-    # A blob that came in part. Nothing here is trusted or must be durable: whoever uses it checks
-    # the hash of the whole, and a full disk only means that more is fetched again.
+    # What came is kept, each blob in a file of its own, until what it gives is durable: a group
+    # may end within a window, which is written when the next group has come. Nothing here is
+    # trusted or must be durable: whoever uses it checks the hash of the whole, and a full disk only
+    # means that more is fetched again.
 
-    def _kept(self, sha256: str) -> bytes:
+    def _file(self, sha256: str) -> Path:
+        return self._system.state_dir / f"{_PARTIAL}{sha256}"
+
+    def _kept(self, sha256: str, size: int) -> bytes:
         try:
-            name, _, data = self._partial.read_bytes().partition(b"\n")
+            with self._file(sha256).open("rb") as file:
+                data = file.read(size + 1)
         except OSError:
             return b""
-        return data if name == sha256.encode() else b""
+        return data if len(data) <= size else b""
 
-    def _forget(self) -> None:
+    def _forget(self, sha256: str) -> None:
         with contextlib.suppress(OSError):
-            self._partial.unlink()
+            self._file(sha256).unlink()
+
+    def settle(self, built: form.Built, durable: int) -> None:
+        """Forget the blobs of an output of which so many bytes are durable."""
+        end = 0
+        for entry in built.groups:
+            end += entry.length
+            if end <= durable:
+                self._forget(entry.sha256.hex())
+
+    def _forget_others(self) -> None:
+        groups = (*self.head.usr.groups, *self.head.uki.groups)
+        own = {self._signed.head_sha256, *(entry.sha256.hex() for entry in groups)}
+        forget_blobs(self._system, own)
 
     @contextlib.contextmanager
     def _keeper(self, sha256: str, kept: bytes) -> Iterator[Keep]:
         with contextlib.ExitStack() as stack:
             file = None
             with contextlib.suppress(OSError):
-                self._partial.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(self._partial.open("wb", buffering=0))
-                file.write(sha256.encode() + b"\n" + kept)
+                path = self._file(sha256)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                mode = "ab" if kept else "wb"
+                file = cast(BinaryIO, stack.enter_context(path.open(mode, buffering=0)))
             yield Keep(file)
+
+
+def forget_blobs(system: System, but: Collection[str] = ()) -> None:
+    """Remove what was kept of blobs, but for those of these hashes."""
+    for path in system.state_dir.glob(f"{_PARTIAL}*"):
+        if path.name.removeprefix(_PARTIAL) not in but:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 class Keep:
@@ -201,7 +232,10 @@ def workshop(system: System, places: Places, stack: contextlib.ExitStack) -> Wor
         try:
             if image not in files:
                 files[image] = stack.enter_context(path.open("rb", buffering=0))
-            return os.pread(files[image].fileno(), size, offset)
+            data = os.pread(files[image].fileno(), size, offset)
+            if len(data) != size:
+                raise Unusable(f"{path} ends before {offset + size} bytes")
+            return data
         except OSError as error:
             raise Unusable(f"{path} cannot be read: {error.strerror}", Code.SLOT_FAILED) from None
 

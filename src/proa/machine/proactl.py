@@ -211,7 +211,7 @@ class _ProgressLine:
             print(f"\r  {words}, {rate:.1f} MiB/s ", end=end, file=sys.stderr, flush=True)
         elif not self._moving and 4 * done // max(size, 1) > self._quarter:
             self._quarter = 4 * done // max(size, 1)
-            _say(f"downloaded {words}")
+            _say(f"written {words}")
 
 
 def _say(line: str) -> None:

@@ -33,6 +33,7 @@ from proa.machine.payload import Signed, Unusable
 from proa.machine.state import Candidate, Download, Store, Transfer
 from proa.machine.system import System
 from proa.wire import manifest, verity
+from proa.wire import payload as form
 from proa.wire.manifest import Manifest
 from proa.wire.payload import Head
 from proa.wire.unpack import Workshop
@@ -41,6 +42,8 @@ from proa.wire.unpack import Workshop
 _CHECKPOINT = 16 << 20
 _VERIFY_TIMEOUT = 1800.0  # seconds; reading 2 GiB on the slowest disk that is of use
 _MIB = 1 << 20
+# Answers of a server that will not have the file, or not the part of it, at the next look either.
+_NOT_THERE = (403, 404, 410, 416)
 
 # Bytes done so far, bytes in all.
 Progress = Callable[[int, int], None]
@@ -90,6 +93,7 @@ def stage(work: Staging, release: Release, running_version: str) -> Transfer:
         work.report("written; verifying it as the next boot will")
         _verify(work, release)
         _arm(work, release, running_version)
+        payload.forget_blobs(work.system)
     except OSError as error:
         raise write_error(error) from None
     return fetched
@@ -168,18 +172,24 @@ def _check_room(work: Staging, release: Release) -> None:
 
 def _bring(work: Staging, release: Release) -> Transfer:
     """Bring the release's files to their places by the first way that leads there."""
-    started = work.system.monotonic()
+    started, fetched = work.system.monotonic(), 0
     for signed in release.payloads:
         words = f"the delta from {signed.origin}" if signed.source else "the full payload"
+        if signed.head_sha256 in _refused(work):
+            work.report(f"{words} could not be used in an earlier run; going another way")
+            continue
         try:
-            fetched = _from_payload(work, release, signed)
+            fetched += _from_payload(work, release, signed)
         except Unusable as error:
             work.report(f"{words} cannot be used: {error}; going another way")
+            fetched += error.fetched
+            _refuse(work, signed.head_sha256)
             continue
         seconds = work.system.monotonic() - started
         return Transfer(words, str(release.manifest.version), fetched, release.size, seconds)
+    payload.forget_blobs(work.system)
     passive, files = work.disk.passive, release.manifest.files
-    done = fetched = 0
+    done = 0
     for name, path in (
         (manifest.USR, passive.usr.node),
         (manifest.USR_VERITY, passive.verity.node),
@@ -199,25 +209,15 @@ def _from_payload(work: Staging, release: Release, signed: Signed) -> int:
 
     Raises :class:`Unusable` where this payload does not lead there on this machine.
     """
-    disk, wanted = work.disk, release.manifest
-    written = 0
     try:
         opened = payload.Payload(work.system, signed, work.patience)
-        _must_match(opened.head, wanted)
-        with contextlib.ExitStack() as stack:
-            places = payload.Places(
-                disk.active.usr.node,
-                Loaders(work.system).image(disk.running),
-                disk.passive.usr.node,
-            )
-            shop = payload.workshop(work.system, places, stack)
-            tree = _make_usr(work, release, opened, shop)
-            written = opened.head.usr.size
-            _make_verity(work, wanted, opened.head, tree)
-            written += opened.head.verity.size
-            _make_uki(work, release, opened, shop)
+        try:
+            _make_all(work, release, opened)
+        except Unusable as error:
+            error.fetched = opened.fetched
+            raise
     except fetch.FetchError as error:
-        if error.status in (403, 404, 410):
+        if error.status in _NOT_THERE:
             raise Unusable(str(error), Code.DOWNLOAD_FAILED) from None
         raise MachineError(
             Code.DOWNLOAD_FAILED,
@@ -225,6 +225,39 @@ def _from_payload(work: Staging, release: Release, signed: Signed) -> int:
             "what came is kept; the next check goes on from there",
         ) from None
     return opened.fetched
+
+
+def _make_all(work: Staging, release: Release, opened: payload.Payload) -> None:
+    disk, wanted = work.disk, release.manifest
+    _must_match(opened.head, wanted)
+    with contextlib.ExitStack() as stack:
+        places = payload.Places(
+            disk.active.usr.node, Loaders(work.system).image(disk.running), disk.passive.usr.node
+        )
+        shop = payload.workshop(work.system, places, stack)
+        tree = _make_usr(work, release, opened, shop)
+        _make_verity(work, wanted, opened.head, tree)
+        _make_uki(work, release, opened, shop)
+
+
+def _refused(work: Staging) -> Sequence[str]:
+    kept = work.store.load().download
+    return kept.refused if kept else ()
+
+
+def _refuse(work: Staging, head: str) -> None:
+    """Remember that a payload did not lead there: the next run must not fetch it up to there."""
+    kept = work.store.load().download
+    if kept is not None:
+        refused = (*kept.refused, head)
+        work.store.update(download=dataclasses.replace(kept, refused=refused))
+
+
+def _refuse_none(work: Staging) -> None:
+    """Not even the images come: it may well have been the network, and not the payloads."""
+    kept = work.store.load().download
+    if kept is not None:
+        work.store.update(download=dataclasses.replace(kept, refused=()))
 
 
 def _must_match(head: Head, wanted: Manifest) -> None:
@@ -248,31 +281,56 @@ def _make_usr(
     node = work.disk.passive.usr.node
     with work.system.files.target(node) as target:
         durable = min(_durable(work, file.sha256), file.size)
-        for start in dict.fromkeys((payload.group_start(built, durable), 0)):
-            if start:
-                work.report(f"usr: going on at {start // _MIB} of {file.size // _MIB} MiB")
-            digest, tree = hashlib.sha256(), verity.Tree(opened.head.verity.salt)
-            for chunk in target.read(0, start):
-                digest.update(chunk)
-                tree.update(chunk)
-            windows = payload.Windows(built, start, target)
-            try:
-                for piece, last in payload.groups(opened, built, 0, start, shop):
-                    for data in windows.add(piece):
-                        digest.update(data)
-                        tree.update(data)
-                        work.progress(windows.written, release.size)
-                    if last:
-                        target.sync()
-                        _note(work, file.sha256, windows.written)
-            except (fetch.FetchError, KeyboardInterrupt):
-                target.sync()
-                _note(work, file.sha256, windows.written)
-                raise
-            if digest.hexdigest() == file.sha256:
-                return tree
-            _note(work, file.sha256, 0)
+        start, digest, tree = _kept_part(target, opened.head, durable)
+        if start:
+            work.report(f"usr: going on at {start // _MIB} of {file.size // _MIB} MiB")
+        windows = payload.Windows(built, start, target)
+        try:
+            for piece, last in payload.groups(opened, built, 0, start, shop):
+                for data in windows.add(piece):
+                    digest.update(data)
+                    tree.update(data)
+                    work.progress(windows.written, release.size)
+                if last:
+                    target.sync()
+                    _note(work, file.sha256, windows.written)
+                    opened.settle(built, windows.written)
+        except (fetch.FetchError, Unusable, KeyboardInterrupt):
+            # What is written was checked, whichever way is gone now.
+            target.sync()
+            _note(work, file.sha256, windows.written)
+            raise
+        if digest.hexdigest() == file.sha256:
+            return tree
+        _note(work, file.sha256, 0)
     raise Unusable("the usr image that it gives is not the one that was signed")
+
+
+def _kept_part(target: Target, head: Head, durable: int) -> tuple[int, hashlib._Hash, verity.Tree]:
+    """Return where to go on with the usr image, and the hashes of what lies before that.
+
+    What earlier runs left is checked anew, window by window: some of it may have come as an image,
+    which is not checked before it is written.
+    """
+    built = head.usr
+    while True:
+        if durable < built.size:
+            durable -= durable % form.WINDOW
+        start = payload.group_start(built, durable)
+        digest, tree = hashlib.sha256(), verity.Tree(head.verity.salt)
+        for begin, wanted in zip(range(0, durable, form.WINDOW), built.windows, strict=False):
+            found, offset = hashlib.sha256(), begin
+            for chunk in target.read(begin, min(begin + form.WINDOW, built.size)):
+                found.update(chunk)
+                if before := chunk[: max(start - offset, 0)]:
+                    digest.update(before)
+                    tree.update(before)
+                offset += len(chunk)
+            if found.digest()[: form.WINDOW_HASH] != wanted:
+                durable = begin
+                break
+        else:
+            return start, digest, tree
 
 
 def _make_verity(work: Staging, wanted: Manifest, head: Head, tree: verity.Tree) -> None:
@@ -295,6 +353,8 @@ def _make_verity(work: Staging, wanted: Manifest, head: Head, tree: verity.Tree)
 def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Workshop) -> None:
     """Write the boot image: whole or not at all, for it is small."""
     built, file = opened.head.uki, release.manifest.files[manifest.UKI]
+    if _durable(work, file.sha256) == file.size and _is_there(work, file):
+        return
     before = sum(entry.size for entry in opened.head.usr.groups)
     done = opened.head.usr.size + opened.head.verity.size
     digest, offset = hashlib.sha256(), 0
@@ -308,6 +368,17 @@ def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Wo
         target.sync()
     if digest.hexdigest() != file.sha256:
         raise Unusable("the boot image comes out other than it was signed")
+    _note(work, file.sha256, file.size)
+
+
+def _is_there(work: Staging, file: manifest.File) -> bool:
+    """Whether an earlier run has gathered the boot image."""
+    try:
+        with work.system.files.target(work.uki) as target:
+            digest, size = _hash_present(target, target.size())
+    except FileNotFoundError:
+        return False
+    return (size, digest.hexdigest()) == (file.size, file.sha256)
 
 
 # --- As they are --------------------------------------------------------------------------------
@@ -315,31 +386,37 @@ def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Wo
 
 def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -> int:
     """Bring one file to its place, going on where an earlier run stopped; bytes fetched."""
-    file, url = release.manifest.files[name], release.urls[name][0]
+    file, urls = release.manifest.files[name], list(release.urls[name])
+    fetched = 0
     with work.system.files.target(path, create=name == manifest.UKI) as target:
         start = min(_durable(work, file.sha256), file.size)
         if start:
             work.report(f"{name}: going on at {start // _MIB} of {file.size // _MIB} MiB")
         digest, start = _hash_present(target, start)
         work.progress(before + start, release.size)
-        if not _receive(work, release, target, digest, name, start, before) and start:
-            # What was kept does not belong to it after all. Once more, from the beginning.
-            work.report(f"{name}: what an earlier run left does not match; starting over")
+        while not _receive(work, release, target, digest, name, urls, start, before):
+            fetched += file.size - start
+            _note(work, file.sha256, 0)
+            if start:
+                # What was kept does not belong to it after all. Once more, from the beginning.
+                work.report(f"{name}: what an earlier run left does not match; starting over")
+            elif len(urls) > 1:
+                work.report(f"{urls[0]} is not the file that was signed; trying the next address")
+                urls = urls[1:]
+            else:
+                _refuse_none(work)
+                raise MachineError(
+                    Code.PAYLOAD_MISMATCH,
+                    f"{urls[0]} is not the file that was signed: its sha256 is "
+                    f"{digest.hexdigest()}",
+                    "the slot was not made bootable; publish the release again from its original "
+                    "files, or look for what changes them on the way",
+                )
             start, digest = 0, hashlib.sha256()
-            _note(work, file.sha256, 0)
-            _receive(work, release, target, digest, name, start, before)
-        if digest.hexdigest() != file.sha256:
-            _note(work, file.sha256, 0)
-            raise MachineError(
-                Code.PAYLOAD_MISMATCH,
-                f"{url} is not the file that was signed: its sha256 is {digest.hexdigest()}",
-                "the slot was not made bootable; publish the release again from its original "
-                "files, or look for what changes them on the way",
-            )
         if name == manifest.UKI:
             target.truncate(file.size)
             target.sync()
-    return file.size - start
+    return fetched + file.size - start
 
 
 def _receive(
@@ -348,6 +425,7 @@ def _receive(
     target: Target,
     digest: hashlib._Hash,
     name: str,
+    urls: Sequence[str],
     start: int,
     before: int,
 ) -> bool:
@@ -371,15 +449,14 @@ def _receive(
         noted = offset
 
     try:
-        for chunk in fetch.download_from(
-            release.urls[name], start, file.size, work.patience, work.system.sleep
-        ):
+        for chunk in fetch.download_from(urls, start, file.size, work.patience, work.system.sleep):
             pending += chunk
             if len(pending) >= _MIB:
                 write_out()
             if offset - noted >= _CHECKPOINT:
                 checkpoint()
     except fetch.WrongSize as error:
+        _refuse_none(work)
         raise MachineError(
             Code.PAYLOAD_MISMATCH,
             str(error),
@@ -388,6 +465,7 @@ def _receive(
     except fetch.FetchError as error:
         write_out()
         checkpoint()
+        _refuse_none(work)
         raise MachineError(
             Code.DOWNLOAD_FAILED,
             f"the download stopped at {(before + offset) // _MIB} of {release.size // _MIB} MiB: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import types
 import typing
@@ -37,11 +38,13 @@ class Check:
 @dataclass(frozen=True)
 class Download:
     """A release that is partly in its slot. ``durable`` maps the sha256 of a file to how many of
-    its first bytes are in place and flushed."""
+    its first bytes are in place and flushed. ``refused`` are payloads, by the sha256 of their
+    heads, that did not lead to it."""
 
     version: str
     slot: str
     durable: Mapping[str, int] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,13 +203,18 @@ def _decode(value: Any, kind: Any) -> Any:
         items = _checked(value, dict).items()
         return {str(key): _decode(item, arguments[1]) for key, item in items}
     if dataclasses.is_dataclass(kind):
-        members, hints = _checked(value, dict), typing.get_type_hints(kind)
+        members, hints = _checked(value, dict), _hints(typing.cast(Any, kind))
         return typing.cast(type[Any], kind)(
             **{name: _decode(members[name], hints[name]) for name in hints if name in members}
         )
     if kind is float:
         value = float(value) if isinstance(value, int) else value
     return _checked(value, kind)
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)  # compiles each annotation anew
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -248,8 +248,8 @@ class _Run:
         )
         transfer = stage.stage(work, release, str(self.running.version))
         self.report(
-            f"{transfer.way}: {size_words(transfer.fetched)} fetched, {size_words(transfer.written)} written "
-            f"in {transfer.seconds:.0f} s"
+            f"{transfer.way}: {size_words(transfer.fetched)} fetched, "
+            f"{size_words(transfer.written)} written in {transfer.seconds:.0f} s"
         )
         # Taken all the same: what stood against it is settled.
         self.store.change(

@@ -10,7 +10,21 @@ and corrects only what is still wrong. Nothing is ever read from the new file.
 
 Everything here is bounded: a wrong patch ends in :class:`PatchError` or in wrong bytes (the caller
 checks the hash), never in another exception, an endless loop or memory beyond the control stream.
-``docs/payload-format.md`` has the format in words.
+
+The control stream is made of unsigned LEB128 numbers (signed ones zigzag):
+
+- kind, size of the old file, number of copies
+- of an ELF file, its *new* address space: relocatable (0, 1), number of loaded segments, and of
+  each: offset (from the last one's), size, address - offset (signed); size of the kernel's BTF
+  strings + 1, or 0; number of steps of the address map that no copy says, and of each: address
+  (from the last one's), size, new - old (signed)
+- number of runs of differences, bytes in the column of their gaps
+- columns: length of each copy; new bytes after each copy; place of each copy in the old file
+  (signed, from the end of the last one); equal bytes before each run, counted over all copies;
+  length of each run
+
+The difference stream has the bytes of all runs, to be added modulo 256; the extra stream the new
+bytes. Both go on from one file to the next.
 """
 
 from __future__ import annotations
@@ -118,20 +132,30 @@ class AddressMap:
 
     def __init__(self, steps: Iterable[tuple[int, int, int]]) -> None:
         """``steps`` are (old address, end, new - old); of two that overlap the longer wins."""
-        kept: list[tuple[int, int, int]] = []
-        for start, end, delta in sorted(steps):
-            if kept and start < kept[-1][1]:
-                before = kept[-1]
-                if end <= before[1] or end - start <= before[1] - before[0]:
-                    start = before[1]
+        # Arrays all through: a large program has some 100,000 steps, and as tuples they would
+        # take more memory than all the rest.
+        low, high, change = array("Q"), array("Q"), array("q")
+        for start, end, delta in steps:
+            low.append(start)
+            high.append(end)
+            change.append(delta)
+        kept_start, kept_end, kept_delta = array("Q"), array("Q"), array("q")
+        for index in sorted(range(len(low)), key=low.__getitem__):
+            start, end = low[index], high[index]
+            if kept_end and start < kept_end[-1]:
+                if end <= kept_end[-1] or end - start <= kept_end[-1] - kept_start[-1]:
+                    start = kept_end[-1]
                 else:
-                    kept[-1] = (before[0], start, before[2])
+                    kept_end[-1] = start
             if start < end:
-                kept.append((start, end, delta))
+                kept_start.append(start)
+                kept_end.append(end)
+                kept_delta.append(change[index])
+        del low, high, change
         starts = array("Q", [0])
-        deltas = array("q", [kept[0][2] if kept else 0])
+        deltas = array("q", [kept_delta[0] if kept_delta else 0])
         last = 0
-        for start, end, delta in kept:
+        for start, end, delta in zip(kept_start, kept_end, kept_delta, strict=True):
             if delta != deltas[-1]:
                 # Between two copies the nearer one counts.
                 starts.append((last + start + 1) // 2 if last else start)
@@ -191,7 +215,8 @@ class Layout:
     def references(self, start: int, piece: bytes) -> Iterator[Reference]:
         """Yield the references in ``piece``, which is the file's content from ``start`` on."""
         end = start + len(piece)
-        for region in self.regions[max(bisect_right(self._starts, start) - 1, 0) :]:
+        for index in range(max(bisect_right(self._starts, start) - 1, 0), len(self.regions)):
+            region = self.regions[index]
             if region.start >= end:
                 break
             low, high = max(start, region.start) - start, min(end, region.end) - start
@@ -210,18 +235,20 @@ _PAIR = struct.Struct("<ii")
 _I32 = struct.Struct("<i")
 _U32 = struct.Struct("<I")
 
-_ET_REL, _ET_DYN = 1, 3
+_ET_REL, _ET_EXEC, _ET_DYN = 1, 2, 3
 _EM_X86_64 = 62
 _PT_LOAD = 1
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_RELA, _SHT_NOBITS, _SHT_DYNSYM = 1, 2, 4, 8, 11
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
-_SHN_LORESERVE = 0xFF00
 _STT_SECTION, _STT_TLS = 3, 6
 _R_RELATIVE, _R_IRELATIVE = 8, 37
 _R_PC32, _R_PLT32 = 2, 4
 
 # Addresses of sections without content in a relocatable file.
 _NO_CONTENT = 1 << 48
+
+# Addresses of the kernel are counted from here, so that all addresses are small.
+_KERNEL = 0xFFFFFFFF00000000
 
 # Addresses of what the BTF of a kernel module counts: types, the strings of the kernel itself,
 # and one place that stands for the change in size of the kernel's own strings.
@@ -250,19 +277,41 @@ class Section:
         return self.offset + self.size
 
 
-def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
+@dataclass(frozen=True)
+class _File:
+    """An ELF file by its headers. ``headers`` is the file offset of the section headers and
+    ``kernel`` whether its addresses are the kernel's."""
+
+    size: int
+    kind: int
+    kernel: bool
+    segments: Segments
+    sections: tuple[Section, ...]
+    headers: int
+    names: int
+
+    @property
+    def relocatable(self) -> bool:
+        return self.kind == _ET_REL
+
+
+def read_layout(old: Reader, size: int, btf_strings: int | None = None) -> Layout:
     """Find the references of an x86-64 ELF file by its headers.
 
     ``btf_strings`` is the size of the kernel's BTF strings, from which on the offsets in a
-    module's BTF mean its own; without it, BTF is not looked into.
+    module's BTF mean its own (0 for the kernel itself); without it, BTF is not looked into.
 
     Raises :class:`PatchError` if it is another kind of file or its headers contradict its size.
     """
+    file = _read_headers(old, size)
+    return Layout(file.segments, _regions(old, file, btf_strings), file.sections)
+
+
+def _read_headers(old: Reader, size: int) -> _File:
     if size < _HEADER.size:
         raise PatchError("the old file is too short for an ELF file")
-    header = _HEADER.unpack(_read(old, 0, _HEADER.size, size))
     (ident, kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, names) = (
-        header
+        _HEADER.unpack(_read(old, 0, _HEADER.size, size))
     )
     if ident[:6] != b"\x7fELF\x02\x01" or machine != _EM_X86_64:
         raise PatchError("the old file is not an ELF file of x86-64")
@@ -271,11 +320,14 @@ def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
     if (phnum and phentsize != _PROGRAM.size) or (shnum and shentsize != _SECTION.size):
         raise PatchError("the old file has headers of a strange size")
     relocatable = kind == _ET_REL
+    kernel = False
     loads = []
     for entry in _PROGRAM.iter_unpack(_read(old, phoff, phnum * _PROGRAM.size, size)):
-        p_type, _, offset, address, _, in_file, in_memory, _ = entry
+        p_type, _, offset, address, _, in_file, _, _ = entry
         if p_type == _PT_LOAD and in_file:
-            if offset + in_file > size or address >= _NO_CONTENT or in_memory >= _NO_CONTENT:
+            kernel |= kind == _ET_EXEC and address >= _KERNEL
+            address -= _KERNEL if address >= _KERNEL else 0
+            if offset + in_file > size or address >= _NO_CONTENT:
                 raise PatchError("a segment of the old file lies outside it")
             loads.append((offset, in_file, address - offset))
     segments = Segments(() if relocatable else tuple(loads), 0 if relocatable else UNLOADED)
@@ -284,6 +336,8 @@ def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
     for index, (name, s_type, flags, address, offset, s_size, link, info, _, entry) in enumerate(
         raw
     ):
+        address -= _KERNEL if address >= _KERNEL else 0
+        text = b""
         if s_type == _SHT_NOBITS:
             if relocatable:
                 address = _NO_CONTENT + (index << 32)
@@ -293,23 +347,13 @@ def read_layout(old: Reader, size: int, btf_strings: int = 0) -> Layout:
             address = offset + segments.unloaded
         if address >= UNLOADED << 1:
             raise PatchError("a section of the old file has a strange address")
-        text = b""
         if names < len(raw) and s_type not in (0, _SHT_NOBITS):
-            table = raw[names]
-            at = table[4] + name
+            at = raw[names][4] + name
             text = _read(old, at, max(min(32, size - at), 0), size).split(b"\0")[0]
         sections.append(
             Section(index, text, s_type, flags, address, offset, s_size, link, info, entry)
         )
-    regions = [*_regions(old, sections, segments, relocatable, kind, size, btf_strings)]
-    if shnum:
-        base = segments.bias(shoff) + shoff
-        string_base = sections[names].address if names < len(sections) else 0
-        regions.append(
-            Region(shoff, shoff + shnum * _SECTION.size, _scan_headers(string_base, relocatable))
-        )
-        del base
-    return Layout(segments, regions, sections)
+    return _File(size, kind, kernel, segments, tuple(sections), shoff, names)
 
 
 def _read(old: Reader, offset: int, count: int, size: int) -> bytes:
@@ -321,39 +365,38 @@ def _read(old: Reader, offset: int, count: int, size: int) -> bytes:
     return data
 
 
-def _regions(
-    old: Reader,
-    sections: Sequence[Section],
-    segments: Segments,
-    relocatable: bool,
-    kind: int,
-    size: int,
-    btf_strings: int,
-) -> Iterator[Region]:
-    header = _HEADER.unpack(_read(old, 0, _HEADER.size, size))
-    headers = header[6] + segments.bias(header[6])
+def _regions(old: Reader, file: _File, btf_strings: int | None) -> Iterator[Region]:
+    """Yield the regions of a file: what is in them is known by their sections' type and name."""
+    sections, size = file.sections, file.size
+    if not sections:
+        return
+    headers_end = file.headers + len(sections) * _SECTION.size
+    string_base = sections[file.names].address if file.names < len(sections) else 0
+    yield Region(file.headers, headers_end, _scan_headers(string_base, file.relocatable))
     loaded = [s for s in sections if s.flags & _SHF_ALLOC and s.type != 0 and s.size]
-    low = min((s.address for s in loaded), default=0)
+    low = min((s.address for s in loaded if s.address), default=0)
     high = max((s.address + s.size for s in loaded if s.address < _NO_CONTENT), default=0)
-    section_symbols: dict[int, dict[int, int]] = {}
+    if file.kernel:
+        # What follows the section headers are the addresses to relocate (vmlinux.relocs).
+        yield Region(headers_end, size, _scan_addresses(headers_end, low, high))
+    code = [s for s in loaded if s.flags & _SHF_EXECINSTR]
+    symbols: dict[int, dict[int, int]] = {}
     for section in sections:
         scan: Scanner | None = None
         if section.type in (0, _SHT_NOBITS):
             continue
         link = sections[section.link] if section.link < len(sections) else sections[0]
         if section.type == _SHT_RELA and section.entry == _RELA.size:
-            if relocatable:
-                if link.index not in section_symbols:
-                    section_symbols[link.index] = _section_symbols(old, link, sections, size)
-                if section.info < len(sections):
-                    target = sections[section.info].address
-                    scan = _scan_rela_rel(
-                        section.offset, target, link.address, section_symbols[link.index]
-                    )
-            else:
+            if not file.relocatable:
                 scan = _scan_rela_dyn(section.offset, link.address)
+            elif section.info < len(sections):
+                target = sections[section.info].address
+                if link.index not in symbols:
+                    symbols[link.index] = _section_symbols(old, link, sections, size)
+                scan = _scan_rela_rel(section.offset, target, link.address, symbols[link.index])
         elif section.type in (_SHT_SYMTAB, _SHT_DYNSYM) and section.entry == _SYMBOL.size:
-            bases = tuple(s.address for s in sections) if relocatable else ()
+            bases = tuple(s.address for s in sections) if file.relocatable else ()
+            headers = file.headers + file.segments.bias(file.headers)
             scan = _scan_symbols(section.offset, link.address, headers, len(sections), bases)
         elif section.name == b".eh_frame_hdr":
             scan = _scan_eh_frame_hdr(section.offset, section.address)
@@ -361,29 +404,30 @@ def _regions(
             entries = _eh_frame_entries(old, section, size)
             scan = _scan_eh_frame(entries, section.address - section.offset)
         elif section.name == b".BTF":
-            if btf_strings:
+            if btf_strings is not None:
                 data = _read(old, section.offset, min(section.size, MAX_BTF), size)
                 yield btf_region(data, section.offset, section.address, btf_strings)
+        elif file.kernel and section.name in _KERNEL_TABLES:
+            scan = _scan_table(section.offset, section.address, low, high, section.name)
+        elif section.name == b".BTF_ids" and btf_strings is not None:
+            scan = _scan_type_numbers(section.offset)
         elif section.type == _SHT_PROGBITS and section.flags & _SHF_EXECINSTR:
-            bias = section.address - section.offset
-            first, last = (section.address, section.address + section.size)
-            if not relocatable:
+            first, last = section.address, section.address + section.size
+            if not file.relocatable:
                 first, last = low, high
-            scan = _scan_x86(bias, first, last)
+            scan = _scan_x86(section.address - section.offset, first, last)
             if section.name == b".plt":
                 table = next((s.address for s in sections if s.name == b".rela.plt"), 0)
                 scan = _scan_plt(scan, section.offset, table)
-        elif (
-            not relocatable
-            and section.flags & _SHF_ALLOC
-            and (section.flags & _SHF_WRITE or kind != _ET_DYN)
-        ):
-            scan = _scan_pointers(section.offset, low, high)
-        elif kind == _ET_DYN and section.name.startswith(b".rodata"):
-            code = [s for s in loaded if s.flags & _SHF_EXECINSTR]
-            if code:
-                first, last = code[0].address, code[-1].address + code[-1].size
-                scan = _scan_jump_tables(section.offset, section.address, first, last)
+            elif file.kernel:
+                scan = _scan_absolute(scan, low, high)
+        elif file.relocatable or not section.flags & _SHF_ALLOC:
+            continue
+        elif section.flags & _SHF_WRITE or file.kind != _ET_DYN:
+            scan = _scan_pointers(section.offset, low, high, _KERNEL if file.kernel else 0)
+        elif section.name.startswith(b".rodata") and code:
+            first, last = code[0].address, code[-1].address + code[-1].size
+            scan = _scan_jump_tables(section.offset, section.address, first, last)
         if scan is not None:
             yield Region(section.offset, section.end, scan)
 
@@ -658,13 +702,96 @@ def _scan_eh_frame(entries: array[int], bias: int) -> Scanner:
     return scan
 
 
-def _scan_pointers(first: int, low_address: int, high_address: int) -> Scanner:
+def _scan_pointers(first: int, low_address: int, high_address: int, origin: int) -> Scanner:
+    low_address, high_address = low_address + origin, high_address + origin
+
     def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
         at, count = _records(start, low, high, first, 8)
         words = array("Q", piece[at : at + count])
         for number, value in enumerate(words):
             if low_address <= value < high_address and value:
-                yield at + 8 * number, QUAD, value, ZERO
+                yield at + 8 * number, QUAD, value - origin, ZERO
+
+    return scan
+
+
+# The kernel's tables of addresses that are relative to their own place: the size of an entry and
+# the places of 32-bit words in it.
+_SITES = (4, (0,))
+_KERNEL_TABLES = {
+    b"__ksymtab": (12, (0, 4, 8)),
+    b"__ksymtab_gpl": (12, (0, 4, 8)),
+    b"__ex_table": (12, (0, 4)),
+    b"__bug_table": (12, (0, 4)),
+    b".altinstructions": (14, (0, 4)),
+    b".orc_unwind_ip": _SITES,
+    b".retpoline_sites": _SITES,
+    b".return_sites": _SITES,
+    b".call_sites": _SITES,
+    b".ibt_endbr_seal": _SITES,
+    b".smp_locks": _SITES,
+}
+
+
+def _scan_table(
+    first: int, address: int, low_address: int, high_address: int, name: bytes
+) -> Scanner:
+    stride, places = _KERNEL_TABLES[name]
+    unpack = _I32.unpack_from
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, stride)
+        bias = address - first + start
+        for record in range(at, at + count, stride):
+            for place in places:
+                target = record + place + bias + unpack(piece, record + place)[0]
+                if low_address <= target < high_address:
+                    yield record + place, WORD, target, HERE
+
+    return scan
+
+
+def _scan_addresses(first: int, low_address: int, high_address: int) -> Scanner:
+    """Words that are the low 32 bits of kernel addresses."""
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        for number, value in enumerate(array("I", piece[at : at + count])):
+            if low_address <= value < high_address:
+                yield at + 4 * number, WORD, value, ZERO
+
+    return scan
+
+
+def _scan_type_numbers(first: int) -> Scanner:
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        at, count = _records(start, low, high, first, 4)
+        for number, value in enumerate(array("I", piece[at : at + count])):
+            if 0 < value < 1 << 24:
+                yield at + 4 * number, WORD, BTF_TYPES + value, ZERO
+
+    return scan
+
+
+# mov $address, register: the kernel's addresses fit 32 bits with their sign.
+_ABSOLUTE = re.compile(
+    rb"\xc7[\xc0-\xc7]|[\x80-\x8f][\x04\x0c\x14\x1c\x24\x2c\x34\x3c].|\x3d", re.DOTALL
+)
+
+
+def _scan_absolute(code: Scanner, low_address: int, high_address: int) -> Scanner:
+    unpack = _U32.unpack_from
+
+    def scan(piece: bytes, start: int, low: int, high: int) -> Iterator[Reference]:
+        yield from code(piece, start, low, high)
+        done = low
+        for match in _ABSOLUTE.finditer(piece, low, high - 4):
+            at = match.end()
+            if match.start() >= done:
+                (value,) = unpack(piece, at)
+                if low_address <= value < high_address:
+                    yield at, WORD, value, ZERO
+                    done = at + 4
 
     return scan
 
@@ -702,7 +829,8 @@ def _scan_headers(strings: int, relocatable: bool) -> Scanner:
             if relocatable:
                 place = offset
             elif address:
-                yield at + 16, QUAD, address, ZERO
+                place = address - _KERNEL if address >= _KERNEL else address
+                yield at + 16, QUAD, place, ZERO
             else:
                 place = offset + UNLOADED
             yield at + 24, QUAD, place, ZERO
@@ -767,7 +895,7 @@ class Control:
     old_size: int
     copies: Copies
     segments: Segments
-    btf_strings: int
+    btf_strings: int | None
     steps: tuple[tuple[int, int, int], ...]
     gaps: Numbers
     runs: Numbers
@@ -784,7 +912,8 @@ def read_control(control: bytes, new_size: int) -> Control:
         raise PatchError("a file is too large")
     if count > MAX_COPIES:
         raise PatchError("too many copies")
-    segments, steps, btf_strings = Segments(), [], 0
+    segments, steps = Segments(), []
+    btf_strings: int | None = None
     if kind == ELF:
         relocatable, loads = numbers.next(), numbers.next()
         if loads > MAX_SEGMENTS or relocatable > 1:
@@ -798,7 +927,10 @@ def read_control(control: bytes, new_size: int) -> Control:
                 raise PatchError("a segment is too large")
             places.append((at, size, bias))
         segments = Segments(tuple(places), 0 if relocatable else UNLOADED)
-        btf_strings, step_count = numbers.next(), numbers.next()
+        # One more than the number, 0 for none.
+        btf_strings, step_count = numbers.next() - 1, numbers.next()
+        if btf_strings < 0:
+            btf_strings = None
         if step_count > MAX_COPIES:
             raise PatchError("too many steps")
         at = 0
