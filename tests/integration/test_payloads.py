@@ -184,6 +184,33 @@ def test_a_damaged_payload_is_refused(site: Site, tmp_path: Path) -> None:
     assert (status, "cannot be read" in said) == (9, True)
 
 
+def test_show_says_where_the_bytes_are_and_leaves_none_out(site: Site, tmp_path: Path) -> None:
+    delta, picture = site.delta(), tmp_path / "why.svg"
+    owners = {"thing": ["lib/libthing.so.1.1"], "tool": ["bin/tool", "bin/new"]}
+    (site.new / "files.json").write_text(json.dumps(owners))
+    releases: list[str | Path] = ["--old", site.old, "--new", site.new]
+    shown = json.loads(site.ok("payload", "show", delta, *releases, "--json", "--picture", picture))
+    assert shown["size"] == delta.stat().st_size
+    assert sum(f["bytes"] for f in shown["files"]) == pytest.approx(shown["size"], abs=5)
+    for parts in (shown["packages"], shown["kinds"]):
+        assert sum(parts.values()) == pytest.approx(shown["size"], abs=5)
+    # What is new comes whole, and is told by its name and package.
+    (new,) = [f for f in shown["files"] if (f["file"], f["kind"]) == ("bin/new", "new content")]
+    assert (new["package"], new["made"]) == ("tool", 9000)
+    made = {f["file"]: f["kind"] for f in shown["files"]}
+    assert made["lib/modules/6.1.1/vmlinuz"] == "patch"
+    assert "(boot image: lib/modules/6.1.1/vmlinuz)" in made
+    text = site.ok("payload", "show", delta, *releases, "--top", "1")
+    assert "Delta from 1.0.0 to 1.1.0" in text
+    assert "--top N shows more" in text
+    drawn = picture.read_text()
+    assert drawn.startswith("<svg")
+    assert "bin/new" in drawn
+    # Without the release there are kinds, and no names.
+    nameless = json.loads(site.ok("payload", "show", delta, "--json"))
+    assert nameless["kinds"] == shown["kinds"]
+
+
 def test_verify_tells_a_payload_for_another_release(site: Site) -> None:
     status, _, said = site.run(
         "payload", "verify", site.delta(), "--old", site.old, "--new", site.old

@@ -237,17 +237,23 @@ def _items(
                 at += item.stored
         totals = [sum(sizes[i] for *_, sizes in used) for i in range(3)]
         for name, kind, made, sizes in used:
-            packed = sum(
-                stream.stored * size / total
+            rules, difference, extra = (
+                stream.stored * size / total if total else 0.0
                 for stream, size, total in zip(streams, sizes, totals, strict=True)
-                if total
             )
             package = BOOT if name.startswith(BOOT[:-1]) else name if name[0] == "(" else ""
-            yield Share(name, package, kind, made, packed)
+            if kind == METADATA:
+                yield Share(name, package, kind, made, rules + difference + extra)
+                continue
+            # What is corrected and what is nowhere in the old release are two things to know.
+            fresh = sizes[2]
+            if fresh:
+                yield Share(name, package, NEW, fresh, extra)
+            yield Share(name, package, kind, made - fresh, rules + difference)
 
 
 def _kind(control: bytes, item: Patch, plan: Plan, lane: int) -> tuple[str, int, int]:
-    """Return (kind, bytes of diff, bytes of new content) of a patch."""
+    """Return (kind of what is not new, bytes of diff, bytes of new content) of a patch."""
     found = patch.read_control(control, item.size)
     diff = sum(found.runs.next() for _ in range(found.run_count))
     extra = sum(found.copies.extra)
@@ -256,8 +262,6 @@ def _kind(control: bytes, item: Patch, plan: Plan, lane: int) -> tuple[str, int,
         return METADATA, diff, extra
     if source is not None and source.inner is not None:
         return INSIDE, diff, extra
-    if not sum(found.copies.length):
-        return NEW, diff, extra
     return PROGRAM if found.kind == patch.ELF else PATCH, diff, extra
 
 
