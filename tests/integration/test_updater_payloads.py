@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,7 @@ def test_the_owner_may_say_which_way(
     assert world.machine.boot().version == "1.1.0"
 
 
+LENGTHS: tuple[object, ...] = (-1, 0, 1, 1 << 20, 1 << 80, True, None, "12", [])
 GARBAGE: dict[str, object] = {
     "nothing": None,
     "a word": "proa",
@@ -101,7 +102,7 @@ GARBAGE: dict[str, object] = {
                 "scratch": 0,
             }
         }
-        for length in (-1, 0, 1, 1 << 20, 1 << 80, True, None, "12", [])
+        for length in LENGTHS
     },
     "scratch of all disks": {
         "proa": {
@@ -260,7 +261,7 @@ def test_rollback_while_the_updater_is_at_work(world: World, pair: Pair, said: S
 PORTAL = b"<html>Please log in</html>"
 
 
-def serves(folder: Path, but: str = "never") -> payload_machine.Callable[[str], tuple[int, bytes]]:
+def serves(folder: Path, but: str = "never") -> Callable[[str], tuple[int, bytes]]:
     """A mirror of a repository's copy, which has some files wrong."""
 
     def behave(path: str) -> tuple[int, bytes]:
