@@ -15,3 +15,8 @@ from proa.lab.tour import Tour
 def stage() -> Iterator[Tour]:
     with tour.stage(paths.cache_dir(), keep=False) as told:
         yield told
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The power cuts come last: they use the releases of the tour and the disk space of nobody."""
+    items.sort(key=lambda item: item.path.name == "test_power_cuts.py")

@@ -61,6 +61,7 @@ def test_two_builds_are_the_same_byte_for_byte(work: Path) -> None:
         "sbom.cdx.json",
         "sizes.txt",
         "sizes.json",
+        "files.json",
     }
     different = [name for name in first.files if first.files[name] != second.files[name]]
     assert different == []

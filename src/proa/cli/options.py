@@ -86,6 +86,13 @@ def duration(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+def count(text: str) -> int:
+    """Read a number from 0 to 1000 (for argparse's ``type``)."""
+    if not text.isdecimal() or int(text) > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
+    return int(text)
+
+
 def size(count: int) -> str:
     """Return a number of bytes as people say it: ``812 B``, ``131 kB``, ``42.7 MB``."""
     if count < 1000:

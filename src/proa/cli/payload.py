@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from proa.cli import options
 
 if TYPE_CHECKING:
     from proa.factory.payload_file import PayloadFile
+    from proa.factory.payload_report import Report
 
 EPILOG = """\
 A payload leads from one release (a delta), or from nothing (a full one), to another release, bit
@@ -57,6 +58,16 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
             required=action is verify,
             help="the release that it leads to",
         )
+    show.add_argument(
+        "--picture", type=Path, metavar="FILE.svg", help="write it as a tree map as well"
+    )
+    show.add_argument(
+        "--top",
+        type=options.count,
+        default=20,
+        metavar="N",
+        help="so many lines of each table (default: 20)",
+    )
     apply.add_argument(
         "--source",
         type=Path,
@@ -145,18 +156,74 @@ def _summary(opened: PayloadFile) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from proa.factory import payload_file
+    from proa.cli import progress
+    from proa.factory import compressor, payload, payload_file, payload_report
+    from proa.factory.compare import Usr
 
     opened = payload_file.open_payload(args.payload)
-    payload_file.check_blobs(opened)
+    with progress.announced(f"Looking into {args.payload}"):
+        releases = [payload.open_release(d) for d in (args.new, args.old) if d]
+        found = compressor.for_head(opened.head, [r.usr for r in releases], paths.cache_dir())
+        new = None
+        if args.new:
+            payload_file.compare(opened, releases[0].manifest)
+            new = Usr(releases[0].usr, found.codec())
+        owner = payload_report.owners(args.new)
+        report = payload_report.explain(opened, found.codec(), new, owner)
+    if args.picture:
+        args.picture.write_text(payload_report.picture(opened, report, _title(opened, args)))
     if args.json:
-        print(json.dumps(_summary(opened), indent=1))
+        print(json.dumps(_summary(opened) | _shares(report), indent=1))
         return 0
-    source = f"the release with root hash {opened.source}" if opened.source else "nothing"
-    print(f"{args.payload}: {options.size(opened.size)}, from {source}")
-    for name, size, sha256 in payload_file.described(opened.head):
-        print(f"  makes {name}, {options.size(size)}, sha256 {sha256}")
+    print(f"{_title(opened, args)}: {report.size:,} bytes")
+    print(f"  {options.size(report.copied)} of {options.size(opened.head.usr.size)} are copied")
+    if new is None:
+        print("  (with --new DIR, files and packages have names)")
+    _print_table("PACKAGE", report.by(lambda share: share.package), report.size, args.top)
+    _print_table("HOW", report.by(lambda share: share.kind), report.size, args.top)
+    rows = [
+        (f"{round(s.packed):,}", f"{s.made:,}", s.kind, s.file) for s in report.shares[: args.top]
+    ]
+    print("\n" + options.table(("BYTES", "MAKE", "HOW", "FILE"), rows))
+    if (rest := report.shares[args.top :]) and (bytes_left := sum(s.packed for s in rest)):
+        print(f"and {len(rest)} more with {round(bytes_left):,} bytes (--top N shows more)")
+    if args.picture:
+        print(f"\nThe picture is in {args.picture}.")
     return 0
+
+
+def _title(opened: PayloadFile, args: argparse.Namespace) -> str:
+    """Return what the payload is, by the releases that were given, or by hashes."""
+    from proa.factory import payload
+
+    old, new = (
+        str(payload.open_release(d).manifest.version) if d else "" for d in (args.old, args.new)
+    )
+    kind = f"Delta from {old or opened.source[:16]}" if opened.source else "Full payload"
+    return f"{kind} to {new}" if new else kind
+
+
+def _shares(report: Report) -> dict[str, Any]:
+    return {
+        "copied": report.copied,
+        "packages": dict(report.by(lambda share: share.package)),
+        "kinds": dict(report.by(lambda share: share.kind)),
+        "files": [
+            {
+                "file": s.file,
+                "package": s.package,
+                "kind": s.kind,
+                "made": s.made,
+                "bytes": round(s.packed, 1),
+            }
+            for s in report.shares
+        ],
+    }
+
+
+def _print_table(heading: str, found: Sequence[tuple[str, int]], size: int, top: int) -> None:
+    rows = [(f"{packed:,}", f"{100 * packed / size:.1f} %", name) for name, packed in found[:top]]
+    print("\n" + options.table(("BYTES", "PART", heading), rows))
 
 
 def _apply(args: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     add_lifetimes(parser)
     parser.add_argument(
         "--deltas",
-        type=_count,
+        type=options.count,
         default=3,
         metavar="N",
         help="make payloads from the N latest older versions (default: 3)",
@@ -78,12 +78,6 @@ def add_lifetimes(parser: argparse.ArgumentParser) -> None:
             metavar="TIME",
             help=f"how long the {role} signature is good for (default: {default})",
         )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -193,7 +193,8 @@ def _make(plan: _Plan, work: Path, out: Path, report: sdk.Report) -> None:
     image.make_uki(work, out, tools, kernel, line, plan.epoch)
     image.make_disk(work, out, tools, usr, line, system / "boot", plan.epoch)
     report("taking stock")
-    _take_stock(plan, out, details, inventory.sizes(root, owners), kernel, usr.root_hash)
+    stock = inventory.sizes(root, owners), inventory.files_json(root, owners)
+    _take_stock(plan, out, details, *stock, kernel, usr.root_hash)
 
 
 def _kernel(plan: _Plan, work: Path, vmlinuz: Path, report: sdk.Report) -> None:
@@ -240,6 +241,7 @@ def _take_stock(
     out: Path,
     details: Sequence[dpkg.Details],
     sizes: Sequence[inventory.Size],
+    listing: str,
     kernel: str,
     root_hash: str,
 ) -> None:
@@ -251,6 +253,7 @@ def _take_stock(
     images = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     (out / "sizes.txt").write_text(inventory.size_table(sizes, images))
     (out / "sizes.json").write_text(inventory.size_json(sizes, images))
+    (out / inventory.FILES).write_text(listing)
     files = {
         path.name: manifest.File(path.stat().st_size, digest(path))
         for path in sorted(out.iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,9 @@ from packageurl import PackageURL
 from proa.factory.dpkg import Details
 from proa.wire.errors import UserError
 from proa.wire.version import Version
+
+# The name of what files_json() gives, in a release.
+FILES = "files.json"
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,26 @@ def sizes(tree: Path, owners: Mapping[str, str]) -> tuple[Size, ...]:
     """
     count: Counter[str] = Counter()
     files: Counter[str] = Counter()
+    for path, package in _owned(tree, owners):
+        count[package] += path.lstat().st_size
+        files[package] += 1
+    ordered = sorted(count.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Size(package, size, files[package]) for package, size in ordered)
+
+
+def files_json(tree: Path, owners: Mapping[str, str]) -> str:
+    """Return which paths below /usr each package has, for whoever asks where an update is from."""
+    found: dict[str, list[str]] = {}
+    for path, package in _owned(tree, owners):
+        found.setdefault(package, []).append(path.relative_to(tree / "usr").as_posix())
+    return json.dumps({name: sorted(paths) for name, paths in sorted(found.items())}) + "\n"
+
+
+def _owned(tree: Path, owners: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
     for directory, _, names in os.walk(tree / "usr"):
         for name in names:
             path = Path(directory, name)
-            package = _owner(path.relative_to(tree).as_posix(), owners)
-            count[package] += path.lstat().st_size
-            files[package] += 1
-    ordered = sorted(count.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(Size(package, size, files[package]) for package, size in ordered)
+            yield path, _owner(path.relative_to(tree).as_posix(), owners)
 
 
 def _owner(path: str, owners: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from proa.wire.codec import Codec, CodecError, Encoding
 from proa.wire.erofs import ErofsError, PlainFile
 from proa.wire.payload import (
     MAX_LANES,
+    Blob,
     Copy,
     Drop,
     Encode,
@@ -312,3 +313,22 @@ def _lzma(section: Section, data: bytes) -> Iterator[bytes]:
             raise PayloadError("something follows a section")
     except (lzma.LZMAError, ValueError) as error:
         raise PayloadError(f"a section cannot be unpacked: {error}") from None
+
+
+def look_into(data: bytes, codec: Codec) -> tuple[Blob, Plan, tuple[bytes, ...]]:
+    """Return a blob's table, its plan and the control bytes of each lane, and make nothing.
+
+    For tools that explain a payload. Raises :class:`PayloadError` like :func:`unpack`.
+    """
+    blob = load_blob(data)
+    content = memoryview(data)[blob.content :]
+    plan = load_plan(_Section(blob.plan, content[: blob.plan.stored], codec).all())
+    if len(plan.lanes) != len(blob.lanes):
+        raise PayloadError("a plan has other lanes than its blob")
+    controls = []
+    at = blob.plan.stored
+    for sections in blob.lanes:
+        control = sections[0]
+        controls.append(_Section(control, content[at : at + control.stored], codec).all())
+        at += sum(section.stored for section in sections)
+    return blob, plan, tuple(controls)
