@@ -7,168 +7,36 @@ running slot is the same, byte for byte, after all of them.
 from __future__ import annotations
 
 import errno
-import http.client
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from proa.factory import keys, repository
-from proa.machine import lock, proactl, update_engine_client
+from proa.factory import keys
+from proa.machine import lock, update_engine_client
 from proa.machine.errors import Code
 from proa.machine.state import Store
 from proa.machine.system import run_command
 from proa.server import admin
-from proa.server.run import Settings, running
 from proa.wire import manifest
-from support.machine import FragileFiles, Machine, Release, make_release, make_verified_release
+from support.machine import FragileFiles, make_release, make_verified_release
+from support.updater import World, world_at
 
 pytestmark = pytest.mark.skipif(
     shutil.which("veritysetup") is None, reason="needs veritysetup (Debian: cryptsetup-bin)"
 )
 
 
-@dataclass
-class Wire:
-    """What lies between machine and server: a proxy that can be told to misbehave."""
-
-    upstream: str
-    cut_after: int | None = None
-    missing: str = "never"
-    rewrite: tuple[bytes, bytes] = (b"", b"")
-    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-
-
-class _Proxy(BaseHTTPRequestHandler):
-    wire: Wire
-
-    def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        if self.path.endswith(self.wire.missing):
-            self.send_error(404)
-            return
-        self.wire.requests.append((self.command, self.path, self.headers.get("Range")))
-        body = body.replace(*self.wire.rewrite) if self.wire.rewrite[0] else body
-        host, _, port = self.wire.upstream.removeprefix("http://").rstrip("/").partition(":")
-        upstream = http.client.HTTPConnection(host, int(port), timeout=30)
-        try:
-            upstream.request(self.command, self.path, body, dict(self.headers.items()))
-            answer = upstream.getresponse()
-            data = answer.read()
-        finally:
-            upstream.close()
-        self.send_response(answer.status)
-        for name in ("Content-Type", "Content-Length", "Content-Range"):
-            if answer.headers.get(name):
-                self.send_header(name, answer.headers[name])
-        self.end_headers()
-        if self.path.endswith(manifest.USR) and self.wire.cut_after is not None:
-            data = data[: self.wire.cut_after]
-        self.wfile.write(data)
-
-    do_GET = do_POST = _pass_on
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class World:
-    """Keys, repository, server, wire and one machine in group ``stable``."""
-
-    def __init__(self, path: Path, upstream: str, wire: Wire, url: str) -> None:
-        self.path, self.upstream, self.wire, self.url = path, upstream, wire, url
-        self.now = datetime.now(UTC)
-        self.anchor = keys.init(path / "keys", self.now)
-        self.machine = Machine(path / "machine", "uefi", make_release("1.0.0"))
-        self.system = self.machine.system()
-        share = self.machine.root / "usr/share/proa"
-        share.mkdir(parents=True)
-        (share / "root.json").write_bytes(self.anchor.read_bytes())
-        self.configure(SERVER=f"{url}/v1/update/", GROUP="stable", REBOOT_DELAY="120")
-        self.before = self.machine.slot_bytes("a"), self.machine.esp()
-
-    def configure(self, **settings: str) -> None:
-        text = "".join(f'{key}="{value}"\n' for key, value in settings.items())
-        path = self.machine.root / "etc/proa/update.conf"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def publish(
-        self, release: Release, *, keys_dir: Path | None = None, age: timedelta = timedelta()
-    ) -> None:
-        self.machine.releases[release.root_hash] = release
-        repository.publish(
-            release.write(self.path / f"release-{release.version}"),
-            self.repository,
-            keys_dir or self.path / "keys",
-            self.now - age,
-        )
-
-    def offer(self, version: str, *, allow_downgrade: bool = False) -> None:
-        admin.set_channel(
-            self.database,
-            self.repository,
-            "stable",
-            version,
-            self.now,
-            create=True,
-            allow_downgrade=allow_downgrade,
-        )
-        admin.set_group(self.database, "stable", "stable", self.now)
-
-    def ship(self, release: Release) -> None:
-        self.publish(release)
-        self.offer(release.version)
-
-    @property
-    def repository(self) -> Path:
-        return self.path / "repository"
-
-    @property
-    def database(self) -> Path:
-        return self.path / "server.db"
-
-    def proactl(self, *arguments: str) -> int:
-        return proactl.main(arguments, self.system)
-
-    def target(self, version: str, name: str) -> Path:
-        (path,) = (self.repository / "targets" / version).glob(f"*.{name}")
-        return path
-
-    def untouched(self, *but: str) -> bool:
-        """Whether the running slot and the way to boot it are as they were."""
-        slot, esp = self.before
-        return self.machine.slot_bytes("a") == slot and all(
-            self.machine.esp().get(name) == data for name, data in esp.items() if name not in but
-        )
-
-    def bootable(self) -> set[str]:
-        return {name for name in self.machine.esp() if name.startswith("EFI/Linux/")}
-
-
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    settings = Settings(tmp_path / "repository", tmp_path / "server.db", port=0)
-    with running(settings) as upstream:
-        wire = Wire(upstream)
-        handler = type("Bound", (_Proxy,), {"wire": wire})
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield World(tmp_path, upstream, wire, f"http://127.0.0.1:{proxy.server_address[1]}")
-        finally:
-            proxy.shutdown()
-            thread.join()
-            proxy.server_close()
+    with world_at(tmp_path) as world:
+        yield world
 
 
 Said = pytest.CaptureFixture[str]
@@ -198,7 +66,7 @@ def test_the_whole_way_with_real_signatures_and_real_verity(
     assert world.proactl("update", "--scheduled") == 0
     out = said.readouterr()
     assert "1.1.0 is staged; the machine restarts in 2 min" in out.out
-    assert "downloaded" in out.err
+    assert "written" in out.err
     assert world.untouched("grub/grubenv")
     assert world.proactl("status", "--json") == 0
     status = json.loads(said.readouterr().out)

@@ -80,7 +80,12 @@ class Repository:
                 f"{self._base}: the signed metadata has no {path}",
                 "publish the release in this repository (`proa publish`) before a channel names it",
             )
-        return SignedFile(self._path(info), self._base, info.length, info.hashes["sha256"])
+        try:
+            return SignedFile(self._path(info), self._base, info.length, info.hashes["sha256"])
+        except KeyError:
+            raise MachineError(
+                Code.METADATA_UNTRUSTED, f"{self._base}: {path} is signed without its sha256"
+            ) from None
 
     def payload(self, version: str, name: str, bases: Sequence[str]) -> Signed | None:
         """Return a payload of a version, or None where there is none that can be understood."""

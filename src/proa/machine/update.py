@@ -57,6 +57,14 @@ _REPORTED = {
     Code.DOWNLOAD_FAILED: ErrorCode.DOWNLOAD_TRANSFER,
 }
 
+# What may be the fault of one mirror, so that another is asked.
+_OF_MIRROR = (
+    Code.DOWNLOAD_FAILED,
+    Code.METADATA_EXPIRED,
+    Code.METADATA_UNTRUSTED,
+    Code.PAYLOAD_MISMATCH,
+)
+
 Report = Callable[[str], None]
 
 
@@ -266,17 +274,25 @@ class _Run:
         self.server.deliver(self.store)
 
     def _trusted_release(self, offer: Offer, disk: slot.Disk) -> Found:
+        """Ask the repositories one after the other; what each says is checked by itself."""
+        errors: list[MachineError] = []
+        for number, base in enumerate(offer.bases, start=1):
+            try:
+                return self._look(offer, disk, base)
+            except MachineError as error:
+                if error.code not in _OF_MIRROR:
+                    raise
+                errors.append(error)
+                if number < len(offer.bases):
+                    self.report(f"{error.message}; trying the next address")
+        # One that is down must not hide what is wrong with another.
+        raise next((e for e in errors if e.code != Code.DOWNLOAD_FAILED), errors[-1])
+
+    def _look(self, offer: Offer, disk: slot.Disk, base: str) -> Found:
         from proa.machine.trust import Repository  # slow to import, see there
 
         version = str(offer.version)
-        for number, base in enumerate(offer.bases, start=1):
-            try:
-                repository = Repository(self.system, base, self._patience)
-                break
-            except MachineError as error:
-                if error.code != Code.DOWNLOAD_FAILED or number == len(offer.bases):
-                    raise
-                self.report(f"{error.message}; trying the next address")
+        repository = Repository(self.system, base, self._patience)
         signed = repository.find(f"{version}/{manifest.MANIFEST}")
         try:
             content = manifest.load(repository.read(signed, manifest.MAX_BYTES))
