@@ -39,6 +39,14 @@ def make_release(
     return directory
 
 
+def _windows(file: Path) -> tuple[bytes, ...]:
+    data = file.read_bytes()
+    return tuple(
+        hashlib.sha256(data[at : at + form.WINDOW]).digest()[: form.WINDOW_HASH]
+        for at in range(0, len(data), form.WINDOW)
+    )
+
+
 def make_payload(release: Path, path: Path, source: str = "", blob: bytes = b"blob") -> Path:
     """Write what has the form of a payload for ``release``; nothing can be made from its blobs."""
     contents = manifest.load((release / manifest.MANIFEST).read_bytes())
@@ -49,6 +57,7 @@ def make_payload(release: Path, path: Path, source: str = "", blob: bytes = b"bl
             files[name].size,
             bytes.fromhex(files[name].sha256),
             (form.GroupEntry(files[name].size, *entry),),
+            _windows(release / name) if name == manifest.USR else (),
         )
         for name in (manifest.USR, manifest.UKI)
     }

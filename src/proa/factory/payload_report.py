@@ -237,19 +237,18 @@ def _items(
                 at += item.stored
         totals = [sum(sizes[i] for *_, sizes in used) for i in range(3)]
         for name, kind, made, sizes in used:
-            rules, difference, added = (
+            rules, difference, fresh = (
                 stream.stored * size / total if total else 0.0
                 for stream, size, total in zip(streams, sizes, totals, strict=True)
             )
             package = BOOT if name.startswith(BOOT[:-1]) else name if name[0] == "(" else ""
             if kind == METADATA:
-                yield Share(name, package, kind, made, rules + difference + added)
+                yield Share(name, package, kind, made, rules + difference + fresh)
                 continue
             # What is corrected and what is nowhere in the old release are two things to know.
-            fresh = sizes[2]
-            if fresh:
-                yield Share(name, package, NEW, fresh, added)
-            yield Share(name, package, kind, made - fresh, rules + difference)
+            if sizes[2]:
+                yield Share(name, package, NEW, sizes[2], fresh)
+            yield Share(name, package, kind, made - sizes[2], rules + difference)
 
 
 def _kind(control: bytes, item: Patch, plan: Plan, lane: int) -> tuple[str, int, int]:
