@@ -23,7 +23,7 @@ from proa.machine.state import Store
 from proa.machine.system import run_command
 from proa.server import admin
 from proa.wire import manifest
-from support.machine import FragileFiles, make_release, make_verified_release
+from support.machine import FragileFiles, Nature, make_release, make_verified_release
 from support.updater import World, world_at
 
 pytestmark = pytest.mark.skipif(
@@ -351,6 +351,27 @@ def test_rollback_by_hand(world: World, said: Said) -> None:
     assert "its owner went back from it to 1.0.0" in said.readouterr().err
     assert world.proactl("status") == 0
     assert "On hold   1.1.0" in said.readouterr().out
+
+
+@pytest.mark.parametrize("nature", ["dies", "unhealthy"])
+def test_a_version_that_failed_is_not_taken_again_by_an_early_check(
+    world: World, said: Said, nature: Nature
+) -> None:
+    """The timer may come before the boot was judged that the fall back led to."""
+    world.ship(make_release("1.1.0", nature))
+    assert world.proactl("update") == 0
+    while world.machine.boot().version != "1.0.0":
+        world.proactl("health", "--boot")
+    said.readouterr()
+    assert world.proactl("update") == Code.FAILED_BEFORE
+    assert "1.1.0 was given up" in said.readouterr().err
+    # The server is told in the very check.
+    (report,) = admin.list_machines(world.database)
+    assert report.failure is not None
+    assert report.failure.version == "1.1.0"
+    assert world.proactl("health", "--boot") == 0
+    assert world.proactl("update") == Code.FAILED_BEFORE
+    assert Store(world.system).load().failed.keys() == {"1.1.0"}
 
 
 def test_update_engine_client(world: World, said: Said) -> None:

@@ -140,25 +140,10 @@ def at_boot(system: System, report: Report) -> Verdict:
     memory = _Memory(store, report)
     own, disk = running(system), slot.find(system)
     version, boot_id = str(own.version), system.boot_id
-    state = store.load()
-    found = situation(state.candidate, disk.running, loaders.entries())
+    found = _look_back(system, memory, loaders, disk, version, report)
     if found is Situation.ON_TRIAL:
         memory.change(lambda s: with_boot(s, boot_id))
         report(f"{version} is on trial in slot {disk.running}")
-    elif found is Situation.SETTLED and state.candidate is not None:
-        # The power went between the loaders' records and ours.
-        loaders.commit(disk.running)
-        memory.change(lambda s: after_commit(s, version))
-    elif found is Situation.FELL_BACK and state.candidate is not None:
-        loaders.give_up(state.candidate.slot)
-        # It was committed before, and may have been demoted for the candidate.
-        loaders.commit(disk.running)
-        memory.change(lambda s: after_fall_back(s, system.now()))
-        reason = failure_reason(state.candidate)
-        report(f"{state.candidate.version} was given up, {version} runs again: {reason}")
-    elif found is Situation.CUT_OFF:
-        memory.change(lambda s: after_cut_off(s, version))
-        report("making the other slot ready was cut off; it counts as not done")
     limit = max(config.health_timeout - 60 - system.uptime, 30)
     reasons = checks.settle(system, limit, report)
     checked = Health(system.now(), boot_id, version, reasons)
@@ -172,6 +157,44 @@ def at_boot(system: System, report: Report) -> Verdict:
         report(f"{version} is well and committed")
         return Verdict(version, found, reasons, "committed")
     return _end_boot(system, memory, loaders, disk, version, reasons, report)
+
+
+def look_back(system: System, report: Report) -> None:
+    """Settle what an earlier candidate left behind, before anything new is begun.
+
+    The updater may run before this boot was judged; without this it would take a version again
+    that has just used up its tries.
+    """
+    own, disk = running(system), slot.find(system)
+    memory = _Memory(Store(system), report)
+    _look_back(system, memory, Loaders(system), disk, str(own.version), report)
+
+
+def _look_back(
+    system: System,
+    memory: _Memory,
+    loaders: Loaders,
+    disk: slot.Disk,
+    version: str,
+    report: Report,
+) -> Situation:
+    candidate = memory.store.load().candidate
+    found = situation(candidate, disk.running, loaders.entries())
+    if found is Situation.SETTLED and candidate is not None:
+        # The power went between the loaders' records and ours.
+        loaders.commit(disk.running)
+        memory.change(lambda s: after_commit(s, version))
+    elif found is Situation.FELL_BACK and candidate is not None:
+        loaders.give_up(candidate.slot)
+        # It was committed before, and may have been demoted for the candidate.
+        loaders.commit(disk.running)
+        memory.change(lambda s: after_fall_back(s, system.now()))
+        reason = failure_reason(candidate)
+        report(f"{candidate.version} was given up, {version} runs again: {reason}")
+    elif found is Situation.CUT_OFF:
+        memory.change(lambda s: after_cut_off(s, version))
+        report("making the other slot ready was cut off; it counts as not done")
+    return found
 
 
 def at_deadline(system: System, report: Report) -> Verdict:

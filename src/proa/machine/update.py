@@ -143,6 +143,7 @@ class _Run:
         try:
             lock.show(self.system, lock.Progress("checking"))
             self.store.change(self._first_time)
+            health.look_back(self.system, self.report)
             offer = self.server.check(self.store)
             if offer is None:
                 return self._done(Outcome("no update for this machine now"), config)
