@@ -128,6 +128,25 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         first.cut_power()
 
 
+def test_a_machine_that_was_switched_on_just_now_is_given_time_for_its_first_words(
+    tmp_path: Path,
+) -> None:
+    created = _create(tmp_path / "web-1", Firmware.BIOS)
+    log = created.directory / qemu.SERIAL_LOG
+    log.write_text("[  308.689906] reboot: Restarting system\r\n")
+    os.utime(log, (time.time() - 3600, time.time() - 3600))
+    stand_in = process.start(
+        ["sleep", "60"], directory=tmp_path, log=tmp_path / "log", dies_with_us=True
+    )
+    try:
+        created.remember(qemu=stand_in, started=time.time())
+        created.free_from_firmware()
+        assert process.is_running(stand_in)
+        assert created.power_cycles == 0
+    finally:
+        process.stop(stand_in)
+
+
 def test_removing_a_machine_leaves_neither_process_nor_file(tmp_path: Path) -> None:
     created = _create(tmp_path / "web-1", Firmware.BIOS)
     created.start(dies_with_us=True)

@@ -221,7 +221,9 @@ def published(request: pytest.FixtureRequest) -> Tour:
     if not told.site.release(NEW).exists():
         tour.build_second(told)
     if not told.server_port:
-        told.server_port = site.server_port()
+        # A machine that was kept knows its server's port.
+        kept = machine.load(told.site.machines / NAME)
+        told.server_port = site.server_port(kept.record.server_port if kept else None)
         log = told.site.home / "server.log"
         told.site.serve(port=told.server_port, log=log, dies_with_us=True)
     return told
@@ -229,7 +231,10 @@ def published(request: pytest.FixtureRequest) -> Tour:
 
 @pytest.fixture(scope="module")
 def bench(published: Tour) -> Iterator[Bench]:
-    """A machine that runs 1.0.0, committed and at rest, and a snapshot of that."""
+    """A machine that runs 1.0.0, committed and at rest, and a snapshot of that.
+
+    One that an interrupted run has left in a kept site is taken up again.
+    """
     own, release = published.site, published.site.release(OLD)
     key = shell.make_key(own.ssh_key)
     record = Record(
@@ -242,6 +247,16 @@ def bench(published: Tour) -> Iterator[Bench]:
         application_port=machine.free_port(),
         server_port=published.server_port,
     )
+    known = machine.load(own.machines / NAME)
+    if known is not None and READY not in _snapshots(known):
+        known.remove()
+    elif known is not None:
+        own.proa("channel", "set", up.CHANNEL, NEW)
+        known.remember(qemu=None, server_port=published.server_port)
+        with known.shell(own.ssh_key) as remote, contextlib.ExitStack() as undo:
+            undo.callback(known.remove)
+            yield Bench(known, remote, staged=STAGED in _snapshots(known))
+        return
     # It restarts when the test says so.
     settings = up.update_conf(published.server_port, MACHINE_ALIAS=NAME, REBOOT_STRATEGY="off")
     made = machine.create(
@@ -268,6 +283,12 @@ def bench(published: Tour) -> Iterator[Bench]:
         made.save_snapshot(READY)
         own.proa("channel", "set", up.CHANNEL, NEW)
         yield found
+
+
+def _snapshots(known: Machine) -> list[str]:
+    command = ["qemu-img", "snapshot", "-l", str(known.directory / qemu.DISK)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split()[1] for line in shown.splitlines()[2:]]
 
 
 def test_the_moments_are_spread() -> None:

@@ -187,7 +187,9 @@ class Machine:
         log = self.directory / qemu.SERIAL_LOG
         if not self.is_running or not log.exists():
             return
-        if time.time() - log.stat().st_mtime < _FIRMWARE_PATIENCE:
+        # A machine that was switched on just now has its time as well, whatever it said before.
+        since = max(log.stat().st_mtime, self.record.started or 0)
+        if time.time() - since < _FIRMWARE_PATIENCE:
             return
         if self.serial_since(max(0, self.serial_size() - 200)).rstrip().endswith(_RESTARTED):
             self.power_cycles += 1
