@@ -196,6 +196,7 @@ def test_a_firmware_that_hangs_after_a_restart_gets_its_power_cut(
         log.write_text(last_words)
         then = time.time() - seconds_ago
         os.utime(log, (then, then))
+        made.remember(started=then)
         made.free_from_firmware()
         assert made.power_cycles == expected
         assert made.is_running
