@@ -72,6 +72,8 @@ def test_an_interrupted_up_leaves_nothing(step: str, caches: Path, tmp_path: Pat
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Whoever runs these tests in the background may have it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: STEPS[step] in programs(up.pid), up, 300)
