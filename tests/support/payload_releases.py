@@ -24,6 +24,7 @@ from proa.factory import frames
 from proa.wire import manifest, verity, version
 from proa.wire.codec import Zstd
 from proa.wire.manifest import File, Manifest
+from support import cpio as cpio_archive
 from support.erofs_samples import DATA, text
 
 _SALT = bytes(range(32))
@@ -130,14 +131,7 @@ def _uki(name: str, root_hash: str) -> bytes:
 
 def _cpio(files: dict[str, bytes]) -> bytes:
     """Return what ``cpio -H newc`` writes, as far as sizes and places go."""
-    out = b""
-    for name, data in [*files.items(), ("TRAILER!!!", b"")]:
-        fields = [0] * 13
-        fields[6], fields[11] = len(data), len(name) + 1
-        header = b"070701" + b"".join(b"%08X" % field for field in fields)
-        out += (header + name.encode() + b"\0").ljust(-(-(111 + len(name)) // 4) * 4, b"\0")
-        out += data.ljust(-(-len(data) // 4) * 4, b"\0")
-    return out.ljust(512, b"\0")
+    return cpio_archive.newc(files).ljust(512, b"\0")
 
 
 def main() -> None:

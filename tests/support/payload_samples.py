@@ -23,6 +23,7 @@ from uuid import UUID
 from proa.wire import manifest, payload, verity
 from proa.wire.codec import Codec
 from proa.wire.version import parse
+from support import cpio as cpio_archive
 
 DATA = Path(__file__).parents[1] / "unit/data"
 CLUSTER = 8192
@@ -149,14 +150,7 @@ def _kernel(new: bool) -> bytes:
 
 
 def _cpio(entries: dict[str, bytes]) -> bytes:
-    out = b""
-    for name, data in [*entries.items(), ("TRAILER!!!", b"")]:
-        fields = [0] * 13
-        fields[6], fields[11] = len(data), len(name) + 1
-        header = b"070701" + b"".join(b"%08X" % field for field in fields)
-        out += (header + name.encode() + b"\0").ljust(-(-(111 + len(name)) // 4) * 4, b"\0")
-        out += data.ljust(-(-len(data) // 4) * 4, b"\0")
-    return out
+    return cpio_archive.newc(entries)
 
 
 def _uki(new: bool) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from proa.factory import boot_recipe
 from proa.factory.boot_recipe import Contents, FromPart, FromUsr, Literal, RecipeError, Segment
+from support import cpio as cpio_archive
 
 LIBRARY = b"a library" * 100
 KERNEL = b"the kernel" * 500
@@ -29,14 +30,7 @@ def usr(tmp_path: Path) -> Path:
 
 def cpio(files: dict[str, bytes]) -> bytes:
     """What ``cpio -H newc`` writes, as far as sizes and places go."""
-    out = b""
-    for name, data in [*files.items(), ("TRAILER!!!", b"")]:
-        fields = [0] * 13
-        fields[6], fields[11] = len(data), len(name) + 1
-        header = b"070701" + b"".join(b"%08X" % field for field in fields)
-        out += (header + name.encode() + b"\0").ljust(-(-(111 + len(name)) // 4) * 4, b"\0")
-        out += data.ljust(-(-len(data) // 4) * 4, b"\0")
-    return out.ljust(512, b"\0")
+    return cpio_archive.newc(files).ljust(512, b"\0")
 
 
 def pe(*sections: bytes) -> bytes:
