@@ -136,22 +136,26 @@ class Maker:
     def release(self, kind: str) -> Path:
         """Return the release directory of ``kind``: A, B, S, C, D or F, perhaps with a "u"."""
         target = self.place / "releases" / kind
-        if target.exists():
-            return target
+        if not target.exists():
+            root = self.cache / "root.json"
+            root.write_text("{}")
+            self.build(kind, _VERSIONS[kind[0]], root, target)
+        return target
+
+    def build(self, kind: str, version: str, root: Path, target: Path) -> None:
+        """Build the packages of ``kind`` as ``version``, which trusts ``root``."""
         state = self.state(kind[0])
         packages = self._install(kind, state)
         archived = self._snapshot(state)
-        root = self.cache / "root.json"
-        root.write_text("{}")
         epoch = archived.date - _DAYS_AGO[kind[0]] * 86400
         options = build.BuildOptions(
-            parse(_VERSIONS[kind[0]]), root, target, self.cache, compression="zstd", epoch=epoch
+            parse(version), root, target, self.cache, compression="zstd", epoch=epoch
         )
 
         def report(text: str) -> None:
             self.report(f"release {kind}: {text}")
 
-        return build.build_from(packages, archived, self.tools, options, report)
+        build.build_from(packages, archived, self.tools, options, report)
 
     def state(self, kind: str) -> State:
         """Return what release ``kind`` is made of, by what the archive offers now."""

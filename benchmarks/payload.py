@@ -65,11 +65,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A pair, its changed packages (name, old version, new version), and what was measured."""
+    """A pair, its changed packages (name, old version, new version), and what was measured.
+
+    ``writing`` are the CPU seconds that mkfs.erofs takes to write the new /usr, compressed.
+    """
 
     pair: Pair
     changes: tuple[tuple[str, str, str], ...]
     rows: tuple[Row, ...]
+    writing: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +174,24 @@ def measure(pair: Pair, args: argparse.Namespace, maker: pairs.Maker, tools: Sdk
                     row = attempt(name, part, partial(peers.PEERS[name], bench))
             say(f"{pair.name}: {line(row)}")
             rows.append(row)
-    return Result(pair, tuple(pairs.changes(pair.old, pair.new)), tuple(rows))
+    changed = tuple(pairs.changes(pair.old, pair.new))
+    return Result(pair, changed, tuple(rows), writing(inputs[1] / "usr/tree", maker))
+
+
+def writing(tree: Path, maker: pairs.Maker) -> float:
+    """Return the CPU seconds (user and system) of writing a compressed image as a build does."""
+    with cache.scratch(maker.cache) as work:
+        options = " ".join(image.erofs_options("zstd"))
+        printed = maker.tools.run(
+            [
+                *("bash", "-c"),
+                f"TIMEFORMAT='%U %S'; {{ time mkfs.erofs {options} /work/image /tree; }} 2>&1",
+            ],
+            work=work,
+            binds={"/tree": tree},
+        )
+    user, system = printed.split()[-2:]
+    return float(user) + float(system)
 
 
 def attempt(name: str, part: str, peer: Callable[[], Outcome]) -> Row:
@@ -218,7 +239,7 @@ def prepare(release: Path, maker: pairs.Maker) -> Path:
 def proa(pair: Pair, work: Path, tools: Sdk, limit: int) -> Outcome:
     """Proa's own payload, of both parts, made with no patch in store.
 
-    Runs on the host's Python, with the whole factory in memory; a machine needs less.
+    Made by the host's Python, applied by Debian's own, which a machine has.
     """
     command = (sys.executable, "-m", "proa.cli", "payload")
     if subprocess.run([*command, "--help"], capture_output=True).returncode != 0:
@@ -229,8 +250,14 @@ def proa(pair: Pair, work: Path, tools: Sdk, limit: int) -> Outcome:
         *(*command, "make", str(pair.old), str(pair.new)),
         *("--out", str(made), "--store", str(store)),
     )
-    apply, fits = host.apply(
-        *(*command, "apply", str(made), "--source", str(pair.old), "--out", str(out))
+    sources = Path(__file__).parents[1]
+    shutil.copytree(sources / "src", work / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(sources / "benchmarks/applying.py", work)
+    machine = Bench(tools, pair.old, pair.new, work, limit)
+    apply, fits = machine.apply(
+        # The tree's /tmp is in memory, and a machine's scratch files are not.
+        *("env", "TMPDIR=/work", "PYTHONPATH=/work/src", "python3", "/work/applying.py"),
+        *("/work/payload", "/old", "/work/out"),
     )
     for name in ("usr.erofs", "proa.efi"):
         if not filecmp.cmp(out / name, pair.new / name, shallow=False):
@@ -258,6 +285,10 @@ def show(result: Result, versions: Mapping[str, str]) -> None:
         if len(both) == len(PARTS) and all(both):
             print(f"{name:9}{'both':5}{sum(o.bytes for o in both if o):13,}")
     print("ratio: bytes / those of the best peer on the same part")
+    print(f"writing the new /usr compressed: {result.writing:.1f} CPU s by mkfs.erofs")
+    for row in result.rows:
+        if row.peer == "proa" and row.outcome and row.outcome.apply:
+            print(f"Proa's applying: {row.outcome.apply.cpu / result.writing:.2f} of that")
 
 
 def best_of(rows: Iterable[Row], part: str) -> int | None:

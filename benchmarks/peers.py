@@ -29,7 +29,10 @@ from proa.factory import archive, cache, sdk
 from proa.factory.sdk import Sdk
 from proa.wire.errors import UserError
 
-PACKAGES = ("bsdiff", "casync", "ostree", "time", "xdelta3", "xz-utils", "zchunk", "zstd")
+# Python is a machine's own, which applies Proa's payloads.
+PACKAGES = (
+    *("bsdiff", "casync", "ostree", "python3", "time", "xdelta3", "xz-utils", "zchunk", "zstd"),
+)
 # Not in stable.
 NEXT_PACKAGES = ("desync",)
 
@@ -205,7 +208,8 @@ def cage(memory: int | None) -> Iterator[str]:
 
 def install(place: Path, maker: pairs.Maker, report: sdk.Report) -> Sdk:
     """Return a Debian tree with all peers, made once."""
-    tree = place / "peers"
+    wanted = " ".join((*PACKAGES, *NEXT_PACKAGES))
+    tree = place / f"peers-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
     if not tree.is_dir():
         report("installing the peers into a tree of their own")
         with cache.scratch(maker.cache) as work:

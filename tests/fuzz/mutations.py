@@ -39,7 +39,7 @@ from proa.wire import payload as form
 from proa.wire.bytecode import PayloadError
 from proa.wire.codec import Codec
 from proa.wire.payload import Image, Packing, Section
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import Workshop, held, unpack
 from support import payload_samples
 from support.payload_samples import Payload
 
@@ -221,12 +221,11 @@ class Opened:
 def opened(blob: bytes) -> Opened:
     from proa.wire import unpack as module
 
-    table = form.load_blob(blob)
-    content, at = memoryview(blob)[table.content :], 0
+    table = form.load_blob(blob, len(blob))
+    at = table.content
     found = []
     for section in (table.plan, *(section for lane in table.lanes for section in lane)):
-        part = content[at : at + section.stored]
-        found.append(module._Section(section, part, Codec()).all())
+        found.append(module._Section(section, held(blob), at, Codec()).all())
         at += section.stored
     lanes = [
         cast(tuple[bytes, bytes, bytes], tuple(found[n : n + 3])) for n in range(1, len(found), 3)
@@ -246,7 +245,7 @@ def consume(pieces: Iterator[bytes], most: int) -> bytes | None:
 
 def run_blob(blob: bytes, length: int, shop: Workshop) -> str:
     try:
-        made = consume(unpack(blob, shop), length)
+        made = consume(unpack(held(blob), shop), length)
     except PayloadError as error:
         _not_of_memory(error)
         return "refused: PayloadError"
@@ -278,7 +277,7 @@ def behind(sample: Payload, other: Payload, dice: random.Random) -> str:
         case "blob":
             return "blob: " + run_blob(spoil(blob, dice, foreign), length, workshop(sample))
         case "table":
-            start = form.load_blob(blob).content
+            start = form.load_blob(blob, len(blob)).content
             table = spoil(blob[:start], dice, foreign)
             return "table: " + run_blob(table + blob[start:], length, workshop(sample))
         case "plan":

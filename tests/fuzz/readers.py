@@ -20,7 +20,7 @@ from proa.wire import payload as form
 from proa.wire.bytecode import PayloadError
 from proa.wire.codec import Codec
 from proa.wire.payload import Image, Packing, Section
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import Workshop, held, unpack
 from support import payload_samples
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -51,7 +51,7 @@ def _head(data: bytes) -> None:
 
 def _blob(data: bytes) -> None:
     """A blob as it comes."""
-    _take(_only(PayloadError, unpack(data, _workshop())))
+    _take(_only(PayloadError, unpack(held(data), _workshop())))
 
 
 def _group(data: bytes) -> None:
@@ -61,7 +61,7 @@ def _group(data: bytes) -> None:
         return
     sections = [(Section(Packing.NONE, len(part), len(part)), part) for part in parts]
     lanes = [sections[n : n + 3] for n in range(1, len(sections), 3)]
-    _take(_only(PayloadError, unpack(form.dump_blob(sections[0], lanes), _workshop())))
+    _take(_only(PayloadError, unpack(held(form.dump_blob(sections[0], lanes)), _workshop())))
 
 
 def _plan(data: bytes) -> None:

@@ -11,6 +11,7 @@ once. ``-s`` shows the counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import tempfile
@@ -20,29 +21,15 @@ from pathlib import Path
 
 import pytest
 
-from proa.machine import fetch, health
+from proa.machine import health
+from proa.machine.attempts import MOST_DEATHS
 from proa.machine.state import Store
-from support import payload_machine
 from support.machine import Firmware, Machine, PowerCut
 from support.payload_machine import Network, Pair, only, put, serve
 
 FIRMWARES: tuple[Firmware, ...] = ("uefi", "bios")
 FATES = ("lost", "kept", "some", "torn")
 TURNS = int(os.environ.get("PROA_POWER_CUTS", "1"))
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with pytest.MonkeyPatch.context() as patch:
-        payload_machine.small(patch)
-        yield payload_machine.make_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Network:
-    network = Network()
-    monkeypatch.setattr(fetch, "download", network.download)
-    return network
 
 
 @pytest.fixture
@@ -78,6 +65,37 @@ def cut(machine: Machine, fate: str, dice: random.Random) -> None:
             data = partial.read_bytes()
             length = dice.randrange(len(data) + 1)
             partial.write_bytes(data[:length] + bytes(dice.choice((0, len(data) - length))))
+
+
+def test_the_power_goes_twice_at_the_same_step(
+    in_memory: Path, pair: Pair, network: Network
+) -> None:
+    """Then the delta may be given up for the next way, and the update must still end."""
+    release = serve(network, pair)
+    machine = Machine(in_memory / "machine", "uefi", pair.old)
+    machine.releases[pair.new.root_hash] = pair.new
+    restore = machine.save(in_memory / "kept")
+    put(machine, release)
+    ways: Counter[str] = Counter()
+    steps = machine.files.steps
+    for number in range(1, steps + 1):
+        fate, dice = FATES[number % 4], random.Random(number)
+        restore()
+        for _ in range(MOST_DEATHS):
+            machine.files.cut_at = number
+            with contextlib.suppress(PowerCut):
+                put(machine, release)
+            cut(machine, fate, dice)
+            live(machine)
+            if machine.running.version == pair.new.version:
+                break
+        else:
+            ways[put(machine, release).way] += 1
+            live(machine)
+        assert machine.running.version == pair.new.version, (number, fate)
+        assert not Store(machine.system()).load().failed
+    assert ways["the delta from 1.0.0"]
+    print(f"twice: {steps} steps; the third run took {dict(ways)}")
 
 
 @pytest.mark.parametrize("firmware", FIRMWARES)

@@ -136,6 +136,8 @@ def test_an_image_alone_is_a_source_as_well(site: Site, tmp_path: Path) -> None:
     status, _, said = site.run("payload", "apply", delta, "--source", usr, "--out", tmp_path / "x")
     assert status == 10
     assert "proa.efi, which was not given" in said
+    assert "altered" not in said
+    assert "--uki" in said
 
 
 def test_a_wrong_or_altered_source_is_refused_and_nothing_is_left(
@@ -211,12 +213,25 @@ def test_show_says_where_the_bytes_are_and_leaves_none_out(site: Site, tmp_path:
     assert nameless["kinds"] == shown["kinds"]
 
 
+@pytest.mark.parametrize("listed", [None, "{", "[]"])
+def test_show_names_directories_where_the_release_does_not_name_packages(
+    site: Site, listed: str | None
+) -> None:
+    if listed is not None:
+        (site.new / "files.json").write_text(listed)
+    shown = site.ok("payload", "show", site.delta(), "--new", site.new)
+    assert "lib/modules" in shown
+    assert ("directories in place of packages" in shown) == (listed is None)
+
+
 def test_verify_tells_a_payload_for_another_release(site: Site) -> None:
     status, _, said = site.run(
         "payload", "verify", site.delta(), "--old", site.old, "--new", site.old
     )
     assert status == 9
     assert "makes another usr.erofs than that of 1.0.0" in said
+    status, _, said = site.run("payload", "verify", site.delta(), "--new", site.new)
+    assert (status, "name its directory with --old" in said) == (10, True)
 
 
 def test_an_altered_release_is_no_ground_for_a_payload(site: Site, tmp_path: Path) -> None:

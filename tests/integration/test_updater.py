@@ -282,6 +282,23 @@ def test_a_write_that_does_not_read_back(world: World, said: Said) -> None:
     assert world.proactl("update") == 0
 
 
+def test_a_boot_image_that_does_not_read_back(world: World, said: Said) -> None:
+    world.ship(make_release("1.1.0"))
+    check = world.machine.verity
+
+    def rotten(command: object) -> object:
+        with (world.machine.root / "boot/proa/incoming.efi.part").open("r+b") as image:
+            image.seek(5000)
+            image.write(b"rot")
+        return check(command)  # type: ignore[arg-type]
+
+    world.machine.verity = rotten  # type: ignore[assignment]
+    fails(world, Code.SLOT_FAILED, said, "reads back other bytes than were written", "journalctl")
+    world.machine.verity = check
+    assert world.proactl("update") == 0
+    assert world.machine.boot().version == "1.1.0"
+
+
 def test_a_slot_in_use_is_not_written(world: World, said: Said) -> None:
     world.ship(make_release("1.1.0"))
     holder = world.machine.root / "sys/devices/pci/block/vda/vda5/holders/dm-7"

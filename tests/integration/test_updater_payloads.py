@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
 
 from proa.factory import repository
-from proa.machine import lock
+from proa.machine import lock, stage
+from proa.machine import payload as machine_payload
+from proa.machine.attempts import MOST_DEATHS
 from proa.machine.errors import Code
 from proa.machine.state import Store
+from proa.wire.payload import Built
 from support import payload_machine
 from support.machine import make_release
 from support.payload_machine import Pair
@@ -81,6 +86,89 @@ def test_the_owner_may_say_which_way(
     assert f"{way}: " in out
     assert f"not a delta from 1.0.0: PAYLOAD={setting} is set" in out
     assert world.machine.boot().version == "1.1.0"
+
+
+def test_a_check_tells_a_program_what_the_chosen_way_takes_and_why_it_is_not_smaller(
+    world: World, pair: Pair, said: Said
+) -> None:
+    ship(world, pair)
+    assert world.proactl("update", "--check", "--json") == 0
+    cost = json.loads(said.readouterr().out)["cost"]
+    (delta,) = (world.repository / "targets").rglob("*from-*.payload")
+    assert (cost["kind"], cost["origin"], cost["refused"]) == ("delta", "1.0.0", [])
+    assert cost["fetch"] == delta.stat().st_size
+    outputs = ("usr.erofs", "usr.verity", "proa.efi")
+    assert cost["write"] == sum((pair.directories[1] / name).stat().st_size for name in outputs)
+    assert cost["seconds"] is None  # nothing was ever fetched here
+    world.configure(SERVER=f"{world.url}/v1/update/", GROUP="stable", PAYLOAD="image")
+    assert world.proactl("update", "--check", "--json") == 0
+    cost = json.loads(said.readouterr().out)["cost"]
+    assert (cost["kind"], cost["origin"], cost["fetch"]) == ("images", "", cost["write"])
+    assert [reason.partition(":")[0] for reason in cost["refused"]] == [
+        "a delta from 1.0.0",
+        "the full payload",
+    ]
+
+
+def test_a_way_at_which_the_updater_dies_is_given_up_and_the_reason_said(
+    world: World, pair: Pair, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ship(world, pair)
+
+    def killed(*_: object) -> NoReturn:
+        raise payload_machine.Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine_payload, "unpack", killed)
+        for death in range(MOST_DEATHS):
+            assert world.proactl("update", "--check") == 0
+            assert "a delta from 1.0.0, 56.4 kB to fetch" in said.readouterr().out, death
+            with pytest.raises(payload_machine.Stop):
+                world.proactl("update")
+    assert world.proactl("update", "--check") == 0
+    out = said.readouterr().out
+    assert "1.1.0 is available: the full payload, " in out
+    assert f"; not a delta from 1.0.0: {MOST_DEATHS} runs of the updater died at it" in out
+    assert world.proactl("update") == 0
+    assert world.proactl("status") == 0
+    out = said.readouterr().out
+    assert "Came by   1.1.0 by the full payload: " in out
+    assert f"; not the delta from 1.0.0: {MOST_DEATHS} runs of the updater died at it" in out
+    assert world.machine.boot().version == "1.1.0"
+
+
+def test_a_check_says_which_way_an_earlier_run_has_refused(
+    world: World, pair: Pair, said: Said
+) -> None:
+    """The first run finds the delta altered, takes another way and is cut short there."""
+    ship(world, pair)
+    (delta,) = (world.repository / "targets").rglob("*from-*.payload")
+    data = bytearray(delta.read_bytes())
+    data[-1] ^= 1
+    delta.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_payload, "group_start", interrupt_second())
+        assert world.proactl("update") == 130
+    said.readouterr()
+    assert world.proactl("update", "--check") == 0
+    out = said.readouterr().out
+    assert "1.1.0 is available: the full payload, " in out
+    assert "; not a delta from 1.0.0: " in out
+    assert "is not what was signed (its sha256 differs)" in out
+
+
+def interrupt_second() -> Callable[[Built, int], int]:
+    """Stand in for what begins a way: the second time it is interrupted."""
+    calls, begin = 0, machine_payload.group_start
+
+    def group_start(built: Built, durable: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return begin(built, durable)
+
+    return group_start
 
 
 LENGTHS: tuple[object, ...] = (-1, 0, 1, 1 << 20, 1 << 80, True, None, "12", [])
@@ -254,6 +342,25 @@ def test_rollback_while_the_updater_is_at_work(world: World, pair: Pair, said: S
     assert "another updater is at work (process " in message
     assert "proactl status" in message
     assert world.proactl("update") == 0
+
+
+def test_rollback_in_the_middle_of_an_update_that_was_stopped(
+    world: World, pair: Pair, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to go back to in a slot that is half written; the update goes on later."""
+    ship(world, pair)
+
+    def stopped(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_make_uki", stopped)
+        assert world.proactl("update") == 130
+    assert world.proactl("rollback") == Code.NOTHING_TO_GO_BACK_TO
+    assert world.bootable() == {"EFI/Linux/proa-a.efi"}
+    assert world.machine.boot().version == "1.0.0"
+    assert world.proactl("update") == 0
+    assert world.machine.boot().version == "1.1.0"
 
 
 # --- Mirrors ------------------------------------------------------------------------------------

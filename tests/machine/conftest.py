@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from proa import paths
-from proa.lab import tour
+from proa.lab import tour, up
 from proa.lab.tour import Tour
 
 
@@ -17,6 +19,19 @@ def stage() -> Iterator[Tour]:
         yield told
 
 
+@pytest.fixture(scope="session")
+def release(stage: Tour) -> Path:
+    """A release of this code: the tour's first, or PROA_GUEST_RELEASE, or one made now."""
+    if given := os.environ.get("PROA_GUEST_RELEASE"):
+        return Path(given)
+    made = stage.site.release("1.0.0")
+    if not (made / "manifest.json").exists():
+        stage.site.proa("keys", "init")
+        up.build(stage.site, "1.0.0", stage.report)
+    return made
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The power cuts come last: they use the releases of the tour and the disk space of nobody."""
-    items.sort(key=lambda item: item.path.name == "test_power_cuts.py")
+    """The tour comes first, for others use its releases; the power cuts come last."""
+    order = {"test_tour.py": -1, "test_power_cuts.py": 1}
+    items.sort(key=lambda item: order.get(item.path.name, 0))

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from proa import paths
-from proa.lab import accelerator, machine, qemu, shell, site, tour, up
+from proa.lab import accelerator, machine, process, qemu, shell, site, tour, up
 from proa.lab.configdrive import cloud_config
 from proa.lab.machine import Machine, Record
 from proa.lab.qemu import Firmware
@@ -74,6 +74,11 @@ def _becomes(condition: str) -> str:
     return f"until {condition}; do sleep 0.05; done 2>/dev/null"
 
 
+# "done": D, "size": S of progress.json, with S known and D beyond the half.
+_HALF = _becomes(
+    f"sed 's/[^0-9 ]//g' {PROGRESS} | awk '$NF > 0 && 2 * $(NF - 1) > $NF {{ ok = 1 }}"
+    " END { exit !ok }'"
+)
 _ARMED = _becomes("ls /boot/EFI/Linux/proa-b*.efi")
 _VERIFIES = _becomes(f"grep -q verifying {PROGRESS}")
 
@@ -82,11 +87,7 @@ SIGNS = (
     Moment(
         "image",
         "half written",
-        sign=_becomes(
-            # "done": D, "size": S of progress.json, with S known and D beyond the half.
-            f"sed 's/[^0-9 ]//g' {PROGRESS} | awk '$NF > 0 && 2 * $(NF - 1) > $NF {{ ok = 1 }}"
-            " END { exit !ok }'"
-        ),
+        sign=_HALF,
         boots=(OLD,),
     ),
     Moment("restart", "1.1.0 starts", serial=r"Proa 1\.1\.0 \(", boots=(NEW,)),
@@ -105,6 +106,7 @@ SIGNS = (
         serial=r"(?s)Proa 1\.1\.0 \(.*proa-health\.service",
         boots=(NEW,),
     ),
+    Moment("auto", "half written", sign=_HALF, boots=(OLD,)),
     Moment("auto", "the repository is checked", sign=_said("is on offer"), boots=(OLD,)),
 )
 
@@ -169,7 +171,7 @@ class Bench:
 
     def update(self) -> int:
         """Run the update to its end; return its exit status."""
-        self.shell.run("sudo systemctl start proa-update.service", timeout=1200, check=False)
+        self.shell.run("sudo systemctl start proa-update.service", timeout=1800, check=False)
         return int(self.shell.run("systemctl show -P ExecMainStatus proa-update.service"))
 
     def status(self) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def published(request: pytest.FixtureRequest) -> Tour:
+def published(request: pytest.FixtureRequest) -> Iterator[Tour]:
     """1.0.0, and 1.1.0 with a delta from it, in a repository that is served.
 
     After a tour they are there already.
@@ -225,8 +227,10 @@ def published(request: pytest.FixtureRequest) -> Tour:
         kept = machine.load(told.site.machines / NAME)
         told.server_port = site.server_port(kept.record.server_port if kept else None)
         log = told.site.home / "server.log"
-        told.site.serve(port=told.server_port, log=log, dies_with_us=True)
-    return told
+        told.server = told.site.serve(port=told.server_port, log=log, dies_with_us=True)
+    yield told
+    if "PROA_KILLS_SITE" in os.environ and told.server is not None:
+        process.stop(told.server)
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +369,7 @@ def _cut(bench: Bench, moment: Moment) -> tuple[float, str]:
         bench.choose(moment.way)
         watch = f"sudo bash -c {shlex.quote(moment.sign)} & {start}; wait $!"
         started = time.monotonic()
-        bench.shell.run(watch, timeout=600)
+        bench.shell.run(watch, timeout=1800)
     after = time.monotonic() - started
     bench.cut()
     return after, "its start"

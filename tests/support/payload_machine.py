@@ -103,6 +103,13 @@ def make(directory: Path, old: Path | None, new: Path) -> Made:
     return Made(data, len(data) - head.body, head.source.hex(), head.scratch)
 
 
+def make_machine(directory: Path, pair: Pair) -> Machine:
+    """Return a machine that runs the old release and can judge the new one."""
+    machine = Machine(directory, "uefi", pair.old)
+    machine.releases[pair.new.root_hash] = pair.new
+    return machine
+
+
 # --- The network ----------------------------------------------------------------------------------
 
 

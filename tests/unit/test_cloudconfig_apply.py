@@ -3,89 +3,25 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from proa.machine.cloudconfig.apply import (
-    CommandFailed,
-    Machine,
-    Outcome,
-    apply,
-    with_keys,
-    with_settings,
-)
-from proa.machine.cloudconfig.changes import NO_METADATA, Metadata, plan
+from proa.machine.cloudconfig.authorized import with_keys
+from proa.machine.cloudconfig.changes import stage
+from proa.machine.cloudconfig.metadata import Metadata
+from proa.machine.cloudconfig.placing import with_settings
+from proa.machine.cloudconfig.plan import plan
+from support.cloudconfig import STAGES, Fake, mode_of, statuses
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 KEY2 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9y me@there"
 HASH = "$6$salt$QUtVdqDLMYGfBGrpDXH0mHRhnJcJcBPnBYYcTtkyJ0jqPZ0m1J7hGrNqNaYBtF6Ew"
 
 
-class Fake:
-    """A machine that is a directory: programs are noted, and useradd and chpasswd pretend."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.commands: list[str] = []
-        self.stdin: list[bytes] = []
-        self.broken: set[str] = set()
-        self.kernel_hostname = "localhost"
-        self.remembered: dict[str, str] = {}
-        (root / "etc/skel").mkdir(parents=True)
-        (root / "etc/skel/.profile").write_text("# skeleton\n")
-        ids = f"{os.geteuid()}:{os.getegid()}"
-        (root / "etc/passwd").write_text(f"core:x:{ids}::/home/core:/bin/bash\n")
-        (root / "etc/group").write_text("sudo:x:27:\ndocker:x:101:core\n")
-        (root / "etc/shadow").write_text("core:*:1::::::\n")
-
-    def run(self, command: Sequence[str], stdin: bytes) -> None:
-        self.commands.append(" ".join(command))
-        self.stdin.append(stdin)
-        if command[0] in self.broken:
-            raise CommandFailed(f"{command[0]}: it is broken (1)")
-        if command[0] == "useradd":
-            ids = f"{os.geteuid()}:{os.getegid()}"
-            with (self.root / "etc/passwd").open("a") as file:
-                file.write(f"{command[-1]}:x:{ids}::/home/{command[-1]}:/bin/sh\n")
-        if command[0] == "chpasswd":
-            name, _, hashed = stdin.decode().strip().partition(":")
-            with (self.root / "etc/shadow").open("a") as file:
-                file.write(f"{name}:{hashed}:1::::::\n")
-
-    def set_hostname(self, name: str) -> None:
-        self.kernel_hostname = name
-
-    def boot(self, body: str, metadata: Metadata = NO_METADATA) -> Outcome:
-        """Apply a document as a boot does, with the memory of the boots before it."""
-        self.commands, self.stdin = [], []
-        keyed = [n.removeprefix("keys:") for n in self.remembered if n.startswith("keys:")]
-        planned = plan(f"#cloud-config\n{body}".encode(), metadata, keyed)
-        machine = Machine(self.root, self.run, self.set_hostname)
-        outcome = apply(planned.changes, machine, self.remembered)
-        self.remembered = outcome.remembered
-        return outcome
-
-    def text(self, path: str) -> str:
-        return (self.root / path).read_text()
-
-    def authorized(self) -> str:
-        return self.text("home/core/.ssh/authorized_keys")
-
-
 @pytest.fixture
 def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
-
-
-def statuses(outcome: Outcome) -> dict[str, str]:
-    return {result.what: result.status for result in outcome.results}
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
 
 
 # The host name.
@@ -182,16 +118,17 @@ def test_a_new_user_is_made_with_its_password_off_the_command_line(fake: Fake) -
         f"users: [{{name: alice, groups: [sudo, wheel], shell: /bin/bash, passwd: '{HASH}'}}]\n"
     )
     assert fake.commands == [
-        "useradd --password * --groups sudo --shell /bin/bash --create-home -- alice",
-        "chpasswd -e",
+        "groupadd -- wheel",
+        "useradd --password * --groups sudo,wheel --shell /bin/bash --create-home -- alice",
+        "chpasswd --encrypted",
     ]
-    assert fake.stdin[1] == f"alice:{HASH}\n".encode()
-    assert outcome.results[0].note == "there is no group wheel"
+    assert fake.stdin[2] == f"alice:{HASH}\n".encode()
+    assert outcome.results[0].note == "made the group wheel"
 
 
 def test_a_user_who_exists_gets_only_what_is_missing(fake: Fake) -> None:
     fake.boot(f"users: [{{name: core, groups: [docker, sudo], passwd: '{HASH}'}}]\n")
-    assert fake.commands == ["usermod --append --groups sudo -- core", "chpasswd -e"]
+    assert fake.commands == ["usermod --append --groups sudo -- core", "chpasswd --encrypted"]
 
 
 def test_on_the_next_boot_a_user_is_left_alone(fake: Fake) -> None:
@@ -332,6 +269,40 @@ def test_a_runtime_unit_is_written_again_on_each_boot(fake: Fake) -> None:
     assert fake.commands == ["systemctl daemon-reload"]
 
 
+FILES = """
+write_files:
+- {path: /etc/systemd/system/early.service, content: a}
+- {path: /etc/systemd/system/late.service, content: b, defer: true}
+- {path: /etc/systemd/system/web.service.d/10-x.conf, source: {uri: "http://there/x"}}
+runcmd: [systemctl start late]
+"""
+
+
+def test_units_among_the_files_are_read_once_in_each_stage_that_wrote_some(fake: Fake) -> None:
+    fake.network["http://there/x"] = b"[Unit]\n"
+    wanted = plan(f"#cloud-config\n{FILES}".encode()).changes
+    for now in STAGES:
+        names = [type(change).__name__ for change in wanted if stage(change) == now]
+        assert names.count("ReloadUnits") == 1
+        assert names.index("ReloadUnits") < names.index("RunScript") if now == "final" else True
+    reload = ["systemctl daemon-reload"]
+    # Only the first two stages: scripts want a systemd.
+    assert [fake.do(wanted, now) for now in STAGES[:2]] == [reload, reload]
+    assert [fake.do(wanted, now) for now in STAGES[:2]] == [[], []]
+
+
+def test_what_was_read_again_is_not_read_twice_where_two_stages_are_one(fake: Fake) -> None:
+    """So it is where a metadata service brings the document."""
+    fake.network["http://there/x"] = b"[Unit]\n"
+    wanted = plan(f"#cloud-config\n{FILES}".encode()).changes
+    assert fake.do(wanted, "local", "network") == ["systemctl daemon-reload"]
+
+
+def test_a_file_that_is_no_unit_makes_systemd_read_nothing() -> None:
+    body = b"#cloud-config\nwrite_files: [{path: /etc/systemd/logind.conf.d/a.conf, content: a}]\n"
+    assert [type(change).__name__ for change in plan(body).changes] == ["WriteFile"]
+
+
 def test_a_masked_unit_is_a_link_to_nothing(fake: Fake) -> None:
     body = "coreos: {units: [{name: a.service, mask: true, content: x}]}\n"
     fake.boot(body)
@@ -364,3 +335,13 @@ def test_what_is_said_of_changes_holds_no_secret(fake: Fake) -> None:
     shown = repr(outcome)
     for secret in (KEY, HASH, "topsecret"):
         assert secret not in shown
+
+
+def test_masking_a_unit_that_nobody_has_makes_systemd_read_nothing_again(fake: Fake) -> None:
+    body = "coreos: {units: [{name: far.service, mask: true, runtime: true}]}\n"
+    assert statuses(fake.boot(body))["systemd's units read again"] == "skipped"
+    unit = fake.root / "usr/lib/systemd/system/near.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    body = body.replace("far", "near")
+    assert statuses(fake.boot(body))["systemd's units read again"] == "done"

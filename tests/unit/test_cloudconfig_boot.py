@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proa.machine import cloudinit
-from proa.machine.cloudconfig.apply import CommandFailed, Machine
-from proa.machine.cloudconfig.changes import Metadata, describe, plan, wish
+from proa.machine.cloudconfig.changes import Stage, describe, wish
+from proa.machine.cloudconfig.machine import CommandFailed, FetchFailed, Machine
+from proa.machine.cloudconfig.metadata import Metadata
 from proa.machine.cloudconfig.parse import Problem
-from proa.machine.cloudconfig.source import drive_metadata, nocloud_metadata
+from proa.machine.cloudconfig.plan import plan
+from proa.machine.cloudconfig.sources.nocloud import nocloud_metadata
+from proa.machine.cloudconfig.sources.openstack import drive_metadata
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 
@@ -29,6 +33,9 @@ class Lab:
         self.late = False
         self.commands: list[str] = []
         self.hostname = ""
+        self.answers: dict[str, bytes] = {}
+        self.started: list[str] = []
+        self.scripts: list[str] = []
         (root / "etc").mkdir()
         ids = f"{os.geteuid()}:{os.getegid()}"
         (root / "etc/passwd").write_text(f"core:x:{ids}::/home/core:/bin/bash\n")
@@ -44,6 +51,8 @@ class Lab:
 
     def run(self, command: Sequence[str], stdin: bytes) -> None:
         self.commands.append(command[0])
+        if "start" in command:
+            self.started.append(command[-1])
         if command[0] == "udevadm":
             self._show()
         if command[0] == "mount":
@@ -58,13 +67,25 @@ class Lab:
     def set_hostname(self, name: str) -> None:
         self.hostname = name
 
-    def boot(self) -> int:
+    def fetch(self, url: str, _headers: Mapping[str, str]) -> bytes:
+        if url not in self.answers:
+            raise FetchFailed(f"{url}: HTTP 404")
+        return self.answers[url]
+
+    def start(self, unit: str, _timeout: float | None) -> int:
+        self.scripts.append(unit)
+        return 0
+
+    def boot(self, at: Stage = "local") -> int:
         if not self.late:
             self._show()
-        return cloudinit.boot(Machine(self.root, self.run, self.set_hostname))
+        machine = Machine(
+            self.root, self.run, self.set_hostname, fetch=self.fetch, start=self.start
+        )
+        return cloudinit.boot(machine, at=at)
 
     @property
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         content = json.loads((self.root / "run/proa/cloudinit.json").read_text())
         assert isinstance(content, dict)
         return content
@@ -103,6 +124,57 @@ def test_a_nocloud_disk_is_applied(lab: Lab) -> None:
     assert lab.boot() == 0
     assert lab.hostname == "web-2"
     assert KEY in lab.keys
+
+
+def test_the_network_that_a_cloud_describes_is_set_up_for_this_boot(lab: Lab) -> None:
+    network = b"version: 2\nethernets:\n  a:\n    match: {macaddress: '52:54:00:12:34:56'}\n"
+    network += b"    addresses: [192.0.2.7/24]\n    gateway4: 192.0.2.1\n"
+    lab.plug("cidata", {"meta-data": b"instance-id: i-1\n", "network-config": network})
+    assert lab.boot() == 0
+    (file,) = (lab.root / "run/systemd/network").glob("*.network")
+    assert "Address=192.0.2.7/24\n" in file.read_text()
+    assert "systemctl" in lab.commands
+
+
+def test_a_vendors_error_does_not_refuse_the_owners_document(lab: Lab) -> None:
+    lab.plug(
+        "cidata",
+        {
+            "meta-data": b"instance-id: i-1\n",
+            "user-data": b"#cloud-config\nhostname: web-1\n",
+            "vendor-data": b"#cloud-config\nusers: nobody knows\nwrite_files: {a: b}\n",
+        },
+    )
+    assert lab.boot() == 0
+    assert lab.hostname == "web-1"
+    assert lab.status["state"] == "applied"
+    assert any("vendor-data" in problem["message"] for problem in lab.status["problems"])
+
+
+def test_a_network_that_is_not_understood_leaves_the_network_as_it_is(lab: Lab) -> None:
+    document = b"#cloud-config\nhostname: web-1\n"
+    lab.plug("cidata", {"meta-data": b"", "user-data": document, "network-config": b"version: 9\n"})
+    assert lab.boot() == cloudinit.FAILED
+    assert lab.hostname == "web-1"
+    assert not (lab.root / "run/systemd").exists()
+    assert any("network" in str(problem) for problem in lab.status["problems"])
+    assert lab.status["state"] == "failed"
+
+
+def test_a_stage_that_cannot_be_started_is_a_failure(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(command: Sequence[str], stdin: bytes) -> None:
+        if command[0] == "systemctl":
+            raise CommandFailed("systemctl: no such unit (5)")
+        lab.run(command, stdin)
+
+    lab.plug("config-2", drive(b"#cloud-config\nruncmd: [echo hello]\n"))
+    lab._show()
+    machine = Machine(lab.root, broken, lab.set_hostname)
+    assert cloudinit.boot(machine) == cloudinit.FAILED
+    assert lab.status["state"] == "failed"
+    assert "no such unit" in json.dumps(lab.status["problems"])
 
 
 def test_a_disk_that_udev_is_slow_about_is_waited_for(lab: Lab) -> None:
@@ -163,7 +235,7 @@ def test_a_fault_of_our_own_does_not_stop_the_boot(
     def fault(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cloudinit, "fetch", fault)
+    monkeypatch.setattr("proa.machine.cloudconfig.sources.find", fault)
     assert lab.boot() == cloudinit.UNEXPECTED
     assert "RuntimeError" in json.dumps(lab.status)
 
@@ -188,6 +260,65 @@ def test_a_copied_disk_on_another_instance_begins_anew(lab: Lab) -> None:
     lab.plug("config-2", drive(document, uuid="i-2"))
     lab.boot()
     assert (lab.root / "srv/a").read_text() == "hi"
+
+
+def test_a_copied_disk_has_neither_the_host_keys_nor_the_rights_of_the_first(lab: Lab) -> None:
+    first = f"#cloud-config\nssh_authorized_keys: ['{KEY}']\nssh_pwauth: true\n".encode()
+    lab.plug("config-2", drive(first, uuid="i-1"))
+    (lab.root / "etc/ssh").mkdir()
+    host_key = lab.root / "etc/ssh/ssh_host_ed25519_key"
+    host_key.write_text("of the first")
+    lab.boot()
+    lab.boot()
+    assert host_key.read_text() == "of the first"
+    assert KEY in lab.keys
+    lab.commands.clear()
+    lab.plug("config-2", drive(b"#cloud-config\nhostname: two\n", uuid="i-2"))
+    lab.boot()
+    assert not host_key.exists()
+    assert lab.commands.count("ssh-keygen") == 2
+    assert KEY not in lab.keys
+    assert list((lab.root / "etc/ssh/sshd_config.d").iterdir()) == []
+    host_key.write_text("of the second")
+    lab.boot()
+    assert host_key.read_text() == "of the second"
+
+
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9z other@there"
+FIRST = f"#cloud-config\nssh_authorized_keys: ['{KEY}']\nssh_pwauth: true\n".encode()
+
+
+@pytest.mark.parametrize("document", [b"#cloud-config\nhostname: [", b"#include\nhttp://x/y\n"])
+def test_a_copied_disk_whose_own_document_is_not_there_yet_opens_to_its_clouds_keys_alone(
+    lab: Lab, document: bytes
+) -> None:
+    lab.plug("config-2", drive(FIRST, uuid="i-1"))
+    lab.boot()
+    assert KEY in lab.keys
+    lab.plug("config-2", drive(document, uuid="i-2", public_keys={"a": OTHER_KEY}))
+    for _ in range(2):
+        lab.boot()
+        assert (KEY in lab.keys, OTHER_KEY in lab.keys) == (False, True)
+        assert list((lab.root / "etc/ssh/sshd_config.d").iterdir()) == []
+
+
+def test_on_the_same_instance_a_refused_document_takes_no_key_away(lab: Lab) -> None:
+    lab.plug("config-2", drive(FIRST, uuid="i-1"))
+    lab.boot()
+    refused = drive(b"#cloud-config\nhostname: [", uuid="i-1", public_keys={"a": OTHER_KEY})
+    lab.plug("config-2", refused)
+    assert lab.boot() == cloudinit.REFUSED
+    assert (KEY in lab.keys, OTHER_KEY in lab.keys) == (True, True)
+
+
+def test_a_copied_disk_keeps_its_host_keys_where_the_document_says_so(lab: Lab) -> None:
+    (lab.root / "etc/ssh").mkdir()
+    host_key = lab.root / "etc/ssh/ssh_host_ed25519_key"
+    host_key.write_text("for all")
+    for instance in ("i-1", "i-2"):
+        lab.plug("config-2", drive(b"#cloud-config\nssh_deletekeys: false\n", uuid=instance))
+        lab.boot()
+        assert host_key.read_text() == "for all"
 
 
 @pytest.mark.parametrize("memory", [b"", b"[]", b"{", b'{"wishes": 1}', b"[" * 100_000])
@@ -289,3 +420,60 @@ def test_any_disk_lets_the_boot_go_on(lab: Lab, user_data: bytes, meta_data: byt
     files = {"openstack/latest/meta_data.json": meta_data}
     lab.plug("config-2", {**files, "openstack/latest/user_data": user_data})
     assert lab.boot() in (cloudinit.OK, cloudinit.REFUSED)
+
+
+# What comes over the network.
+
+
+def test_a_document_that_includes_another_waits_for_the_network(lab: Lab) -> None:
+    url = "http://192.0.2.1/web.yaml"
+    metadata = {"uuid": "i-1", "hostname": "web-1", "public_keys": {"a": KEY}}
+    lab.plug("config-2", drive(f"#include\n{url}\n".encode(), **metadata))
+    lab.answers[url] = b"#cloud-config\nhostname: web-2\n"
+    assert lab.boot() == 0
+    assert (lab.hostname, lab.status["waiting_for"]) == ("web-1", ["network"])
+    assert KEY in lab.keys
+    assert "proa-cloudinit-network.service" in lab.started
+    assert lab.boot("network") == 0
+    assert (lab.hostname, lab.status["state"]) == ("web-2", "applied")
+    assert set(lab.status["stages"]) == {"local", "network"}
+
+
+def test_a_cloud_that_wants_not_to_be_told_is_not_remembered_as_told(lab: Lab) -> None:
+    url = "http://192.0.2.1/web.yaml"
+    lab.plug("config-2", drive(f"#include\n{url}\n".encode(), uuid="i-1"))
+    lab.answers[url] = b"#cloud-config\nhostname: web-2\n"
+    lab.boot()
+    lab.boot("network")
+    memory = json.loads((lab.root / cloudinit.STATE[1:]).read_text())
+    assert list(memory["wishes"]) == ["hostname"]
+
+
+def test_what_is_included_and_cannot_be_had_is_told_and_the_machine_is_reachable(lab: Lab) -> None:
+    lab.plug("config-2", drive(b"#include\nhttp://192.0.2.1/x\n", public_keys={"a": KEY}))
+    lab.boot()
+    assert lab.boot("network") == cloudinit.REFUSED
+    assert KEY in lab.keys
+    assert any("192.0.2.1" in problem["message"] for problem in lab.status["problems"])
+
+
+def test_commands_wait_for_the_end_of_the_boot_and_run_once(lab: Lab) -> None:
+    document = b"#cloud-config\nruncmd: [echo hello]\n"
+    lab.plug("config-2", drive(document, uuid="i-1"))
+    for _ in range(2):
+        lab.scripts.clear()
+        lab.boot()
+        assert lab.status["waiting_for"] == ["final"]
+        assert lab.scripts == []
+        lab.boot("final")
+        assert lab.status["waiting_for"] == []
+    assert lab.scripts == []
+    assert [c["status"] for c in lab.status["changes"]] == ["unchanged"]
+
+
+def test_a_card_is_renamed_by_a_program_outside_of_our_narrow_rights(lab: Lab) -> None:
+    network = b"version: 2\nethernets:\n  a:\n    match: {macaddress: '52:54:00:12:34:56'}\n"
+    network += b"    set-name: lan0\n    dhcp4: true\n"
+    lab.plug("cidata", {"meta-data": b"instance-id: i-1\n", "network-config": network})
+    assert lab.boot() == 0
+    assert lab.scripts == ["proa-script@network-names.service"]

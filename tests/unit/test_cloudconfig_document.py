@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from proa.machine.cloudconfig.changes import plan, understand
-from proa.machine.cloudconfig.document import Config, DropIn, File, Unit, User, clean_path
+from proa.machine.cloudconfig.document import Config
+from proa.machine.cloudconfig.keys.units import DropIn, Unit
+from proa.machine.cloudconfig.keys.users import User
+from proa.machine.cloudconfig.keys.write_files import File
+from proa.machine.cloudconfig.plan import plan, understand
+from proa.machine.cloudconfig.values import clean_path
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 HASH = "$6$salt$QUtVdqDLMYGfBGrpDXH0mHRhnJcJcBPnBYYcTtkyJ0jqPZ0m1J7hGrNqNaYBtF6EwYc1Vo8T0vPZbJ7Jv1"
@@ -151,30 +155,27 @@ def test_an_unknown_key_is_told_by_name_and_line_with_the_likely_right_one() -> 
 
 def test_keys_that_others_take_are_told_what_to_do_instead() -> None:
     assert "run it in a container" in problems_of("packages: [nginx]\n")[0]
-    assert 'group "sudo"' in problems_of("users: [{name: a, sudo: x}]\n")[0]
-    assert problems_of("proa: {}\n") == ["line 2: warning: proa is not taken yet; ignored"]
-    assert problems_of("coreos: {etcd2: {}}\n") == [
-        "line 2: warning: coreos.etcd2 is not taken yet; ignored"
-    ]
-    assert "core is there" in problems_of("users: [default]\n")[0]
+    assert "belongs beside coreos" in problems_of("coreos: {write_files: []}\n")[0]
+    for key, reason in (("doas", "sudo"), ("snapuser", "no snap"), ("selinux_user", "SELinux")):
+        assert reason in problems_of(f"users: [{{name: a, {key}: x}}]\n")[0]
 
 
-def test_addresses_that_are_not_filled_in_are_told() -> None:
+def test_an_address_that_nobody_knows_is_left_out_and_told() -> None:
     body = "write_files:\n- path: /srv/a\n  content: IP=$private_ipv4\n"
-    assert problems_of(body) == [
-        "line 4: warning: $private_ipv4 is not filled in yet and stays as it is"
-    ]
+    (problem,) = problems_of(body)
+    assert problem.startswith("line 4: warning: $private_ipv4 ")
 
 
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
         ("hostname: -a\n", 'hostname "-a" is not a host name'),
-        (f"hostname: {'a' * 65}\n", "is not a host name"),
+        ("hostname: web_1\n", 'is not a host name: letters, digits and "-"'),
+        (f"hostname: {'a' * 65}\n", "at most 64 characters"),
         ('hostname: "a\\nb"\n', "is not a host name"),
         ("hostname: [a]\n", "hostname wants a text"),
-        ("users: {name: a}\n", "users wants a list"),
-        ("users: [bob]\n", "users[0] wants a mapping"),
+        ("users: {name: a}\n", "users.name wants true or false"),
+        ("users: [bob!]\n", 'users[0] "bob!" is not a valid name'),
         ("users: [{name: '-r'}]\n", 'users[0].name "-r" is not a valid name'),
         ("users: [{name: 'a:b'}]\n", "is not a valid name"),
         ("users: [{name: a, groups: ['x,y']}]\n", 'users[0].groups "x,y" is not a valid name'),
@@ -190,6 +191,8 @@ def test_addresses_that_are_not_filled_in_are_told() -> None:
         ("write_files: [{path: /usr/bin/x}]\n", "is part of the read-only system"),
         ("write_files: [{path: //usr/./bin/x}]\n", "is part of the read-only system"),
         ("write_files: [{path: /lib/x}]\n", "is part of the read-only system"),
+        ("write_files: [{path: /usr/local/bin/x}]\n", "put it under /opt, /etc or /var"),
+        ("write_files: [{path: /usr/lib/x}]\n", "run it in a container, or bring it as a sysext"),
         ("write_files: [{path: /proc/sys/x}]\n", "belongs to the kernel"),
         ("write_files: [{path: /boot/x}]\n", "holds the boot images"),
         ("write_files: [{path: /srv/a, permissions: 999}]\n", "is not an octal mode"),
@@ -198,8 +201,6 @@ def test_addresses_that_are_not_filled_in_are_told() -> None:
         ("write_files: [{path: /srv/a, encoding: rot13}]\n", "is not known"),
         ("write_files: [{path: /srv/a, encoding: b64, content: '*'}]\n", "is not base64"),
         ("write_files: [{path: /srv/a, encoding: gz, content: x}]\n", "gzip data"),
-        ("write_files: [{path: /srv/a, append: true}]\n", "append is not taken yet"),
-        ("write_files: [{path: /srv/a, source: {}}]\n", "source is not taken yet"),
         ("coreos: {update: {reboot-strategy: sometimes}}\n", "is not one of reboot, off"),
         ("coreos: {update: {group: 'a b'}}\n", "is not a group name"),
         ('coreos: {update: {server: "http://x\\nGROUP=y"}}\n', "is not an http or https address"),
@@ -237,6 +238,14 @@ def test_a_thousand_errors_are_told_as_a_hundred_and_a_number() -> None:
     found = problems_of("coreos: {units: [" + "{name: x}, " * 1000 + "]}")
     assert len(found) == 101
     assert found[-1] == "error: and 900 more problems"
+
+
+def test_an_owner_that_is_a_file_of_its_own_by_a_slip_is_told_and_refuses_nothing() -> None:
+    body = "write_files:\n- owner: www-data\n- path: /srv/a\n"
+    assert problems_of(body) == [
+        "line 3: warning: write_files[0] has no path and no content; ignored;"
+        " does it belong to the next item?"
+    ]
 
 
 def test_a_line_that_is_no_public_key_is_left_out_and_the_others_stay() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -130,6 +133,66 @@ def test_a_cluster_is_decoded_once_while_there_is_room(codec: Codec) -> None:
         for _ in range(3):
             assert b"".join(plain.read(at, 1000) for at in range(0, size, 1000)) == content("hex")
         assert len(decoded) == times
+
+
+class FullDisk(io.BytesIO):
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class BadDisk(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+class ShortDisk(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("disk", "most"), [(io.BytesIO, 2), (FullDisk, 50), (BadDisk, 50), (ShortDisk, 50)]
+)
+def test_with_a_disk_no_cluster_is_decoded_a_third_time_and_a_bad_one_costs_only_time(
+    codec: Codec, disk: Callable[[], BinaryIO], most: int
+) -> None:
+    image = opened(IMAGES["zstd"])
+    extents = next(image.extents(e.inode) for e in image.walk() if e.path == "hex")
+    assert len(extents) > 1
+    decoded = []
+    disks = []
+
+    class Counting(Codec):
+        def decode(self, algorithm: object, stored: bytes, plain: int) -> bytes:
+            decoded.append(plain)
+            return codec.decode("zstd", stored, plain)
+
+    def scratch() -> BinaryIO:
+        disks.append(disk())
+        return disks[-1]
+
+    size = sum(extent.plain for extent in extents)
+    plain = PlainFile(image._read, extents, Counting(), cache=0, scratch=scratch)
+    for _ in range(50):
+        assert b"".join(plain.read(at, 999) for at in range(0, size, size // 7)) == b"".join(
+            content("hex")[at : at + 999] for at in range(0, size, size // 7)
+        )
+    assert len(decoded) <= most * len(extents) * 7
+    assert len(disks) == 1
+    if most == 2:
+        assert len(decoded) <= 2 * len(extents)
+
+
+def test_what_is_read_once_in_order_is_not_written_to_disk(codec: Codec) -> None:
+    image = opened(IMAGES["zstd"])
+    extents = next(image.extents(e.inode) for e in image.walk() if e.path == "hex")
+
+    def scratch() -> BinaryIO:
+        raise AssertionError("nothing is to be written")
+
+    size = sum(extent.plain for extent in extents)
+    plain = PlainFile(image._read, extents, codec, cache=1, scratch=scratch)
+    assert b"".join(plain.read(at, 1000) for at in range(0, size, 1000)) == content("hex")
 
 
 # --- What is refused ----------------------------------------------------------------------------

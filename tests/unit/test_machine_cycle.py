@@ -274,6 +274,30 @@ def _prepared(root: Path, firmware: Firmware) -> Machine:
     return machine
 
 
+@pytest.mark.parametrize("fate", ["lost", "kept"])
+@pytest.mark.parametrize("firmware", FIRMWARES)
+def test_a_power_cut_never_hides_that_a_version_failed(
+    tmp_path: Path, firmware: Firmware, fate: str
+) -> None:
+    """Whatever could boot was noted before, so that it is not taken again by itself."""
+    machine = _prepared(tmp_path / "machine", firmware)
+    restore = machine.save(tmp_path / "kept")
+    put(machine, make_release("3.0.0", "dies"))
+    tried = 0
+    for cut_at in range(1, machine.files.steps + 1):
+        restore()
+        boots, machine.files.cut_at = machine.boots, cut_at
+        with pytest.raises(PowerCut):
+            put(machine, make_release("3.0.0", "dies"))
+        machine.power_cut(_fate(fate, cut_at))
+        live(machine)
+        assert machine.running.version == "2.0.0"
+        if machine.boots > boots + 1:
+            tried += 1
+            assert "3.0.0" in Store(machine.system()).load().failed, cut_at
+    assert tried or fate == "lost"
+
+
 def _fate(name: str, seed: int) -> Callable[[], bool]:
     """Say of each change that was not flushed whether it reached the disk all the same."""
     dice = random.Random(seed)
@@ -317,6 +341,59 @@ def test_a_power_cut_at_any_step_leaves_the_old_or_the_new_whole(
                 live(machine)
                 assert machine.running.version == new
     assert outcomes == {"2.0.0", new}
+
+
+@pytest.mark.parametrize("firmware", FIRMWARES)
+def test_a_power_cut_while_going_back_from_a_trial_never_settles_it(
+    tmp_path: Path, firmware: Firmware
+) -> None:
+    """Found by `TestLife`: the record of the trial was gone before the loader was armed."""
+    outcomes = set()
+    for cut_at in range(1, 40):
+        for fate in ("lost", "kept", "some"):
+            machine = Machine(tmp_path / f"{cut_at}{fate}", firmware, make_release("1.0.0"))
+            put(machine, make_release("1.1.0", "unhealthy"))
+            assert machine.boot().version == "1.1.0"
+            machine.files.settle()
+            machine.files.cut_at = cut_at
+            try:
+                rollback(machine.system())
+            except PowerCut:
+                machine.power_cut(_fate(fate, cut_at))
+                outcomes.add(machine.boot().version)
+                judge(machine)
+                live(machine)
+                assert machine.running.version == "1.0.0"
+                state = Store(machine.system()).load()
+                assert "1.1.0" in {**state.failed, **state.held}
+                continue
+            assert cut_at > 3
+            assert outcomes == {"1.0.0", "1.1.0"}
+            return
+    raise AssertionError("never ended")
+
+
+@pytest.mark.parametrize("firmware", FIRMWARES)
+@pytest.mark.parametrize("judged", [False, True])
+def test_going_back_from_a_trial_ends_it(tmp_path: Path, firmware: Firmware, judged: bool) -> None:
+    machine = Machine(tmp_path, firmware, make_release("1.0.0"))
+    put(machine, make_release("1.1.0"))
+    assert machine.boot().version == "1.1.0"
+    assert rollback(machine.system()) == "1.0.0"
+    if judged:
+        assert judge(machine).action == ""
+        assert health.at_deadline(machine.system(), lambda line: None).action == ""
+    health.at_shutdown(machine.system(), lambda line: None)
+    live(machine)
+    assert machine.running.version == "1.0.0"
+    state = Store(machine.system()).load()
+    assert "went back" in state.held["1.1.0"].reason
+    assert not state.failed
+    # The owner may change their mind: it is on trial again, and this time it is judged.
+    assert rollback(machine.system()) == "1.1.0"
+    live(machine)
+    assert machine.running.version == "1.1.0"
+    assert Store(machine.system()).load().candidate is None
 
 
 @pytest.mark.parametrize("firmware", FIRMWARES)
@@ -381,8 +458,8 @@ class Life(RuleBasedStateMachine):
     def update(self, nature: Nature, major: int, cut_at: int, seed: int) -> None:
         system = self.machine.system()
         entries, candidate = Loaders(system).entries(), Store(system).load().candidate
-        found = health.situation(candidate, self.machine.slot, entries)
-        if found is health.Situation.ON_TRIAL:
+        found = health.situation(candidate, self.machine.slot, entries, system.boot_id)
+        if found in (health.Situation.ON_TRIAL, health.Situation.LEFT):
             return  # `plan` refuses
         self.count += 1
         release = make_release(f"{major}.0.{self.count}", nature)

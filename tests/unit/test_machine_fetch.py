@@ -212,6 +212,24 @@ def test_only_http_is_spoken(url: str) -> None:
         fetched(url)
 
 
+def test_a_redirect_to_another_protocol_is_not_followed(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        place = f"ftp://127.0.0.1:{listener.getsockname()[1]}/file"
+
+        def answer(handler: Handler, _: int) -> None:
+            handler.send_response(302)
+            handler.send_header("Location", place)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        url, _ = serve(answer)
+        with pytest.raises(FetchError, match="302 redirects to no http address"):
+            fetched(url)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 def test_memory_does_not_grow_with_the_file(serve: Serve) -> None:
     size, block = 64 << 20, bytes(1 << 20)
 

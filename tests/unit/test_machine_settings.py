@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from proa.machine import checks, config, health, plan
 from proa.machine.boot import Entry
 from proa.machine.errors import Code
 from proa.machine.state import (
+    Attempt,
     Avoided,
     Boot,
     Candidate,
@@ -27,7 +29,7 @@ from proa.machine.state import (
     Store,
     decode,
 )
-from proa.machine.system import Completed, System, assignments, run_command
+from proa.machine.system import Completed, System, run_command
 from proa.wire.version import parse
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -71,9 +73,33 @@ def test_a_setting_that_makes_no_sense_is_named_and_does_not_stop_updates(tmp_pa
     assert "treated as off" in " ".join(found.warnings)
 
 
-@given(st.text())
-def test_any_file_is_read(text: str) -> None:
-    assert isinstance(assignments(text), dict)
+def test_a_reboot_window_that_nothing_waits_for_yet_is_named(tmp_path: Path) -> None:
+    text = "REBOOT_WINDOW_START=Sun 4:00\nREBOOT_WINDOW_LENGTH=\n"
+    (warning,) = settings(tmp_path, old=text).warnings
+    assert warning.startswith("/etc/coreos/update.conf: REBOOT_WINDOW_START")
+    assert "does not wait" in warning
+
+
+# --- The unit ------------------------------------------------------------------------------------
+
+UNIT = Path(__file__).parents[2] / "os/rootfs/usr/lib/systemd/system/proa-update.service"
+
+
+def test_an_update_is_never_in_the_way_of_the_machines_work() -> None:
+    lines = [line for line in UNIT.read_text().splitlines() if not line.startswith("#")]
+    held = dict(line.split("=", 1) for line in lines if "=" in line)
+    # 100 is what everything else has.
+    assert int(held["CPUWeight"]) < 100
+    assert int(held["IOWeight"]) < 100
+    assert held["IOSchedulingClass"] == "idle"
+    assert held["MemoryMax"] == "64M"
+
+
+def test_what_the_next_check_may_mend_is_no_failed_unit() -> None:
+    (line,) = re.findall(r"^SuccessExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
+    good = {Code(int(code)) for code in line.split() if code != "130"}
+    assert {Code.SERVER_UNREACHABLE, Code.NO_ROOM, Code.DOWNLOAD_FAILED} < good
+    assert not good & {Code.OK, Code.UNEXPECTED, Code.SLOT_FAILED, Code.METADATA_UNTRUSTED}
 
 
 # --- State --------------------------------------------------------------------------------------
@@ -82,7 +108,7 @@ FULL = State(
     aleph_version="1.0.0",
     previous_version="1.0.0",
     check=Check(5.0, 10, "nobody there"),
-    download=Download("1.1.0", "b", {"00": 7}),
+    download=Download("1.1.0", "b", {"00": 7}, {"11": Attempt("a way", True, 1, (7, 5), "why")}),
     candidate=Candidate("1.1.0", "b", "1.0.0", 6.0, boots=(Boot("id", "why"),)),
     health=Health(7.0, "id", "1.0.0", ("a", "b")),
     failed={"1.0.9": Avoided(8.0, "broken")},
@@ -189,7 +215,7 @@ def test_what_a_boot_finds(
     entries: dict[str, Entry],
     situation: health.Situation,
 ) -> None:
-    assert health.situation(candidate, slot, entries) is situation
+    assert health.situation(candidate, slot, entries, "this boot") is situation
 
 
 def test_reasons_are_told_once_and_silent_boots_are_counted() -> None:
@@ -236,6 +262,13 @@ def fake(tmp_path: Path) -> Fake:
 def test_a_failed_unit_is_a_reason_but_not_our_own(fake: Fake) -> None:
     fake.failed = "web.service loaded failed failed Web\nproa-health.service loaded failed failed\n"
     assert checks.once(fake.system()) == ("unit web.service failed",)
+
+
+def test_a_command_of_the_owners_cloud_config_that_failed_is_not_the_releases_fault(
+    fake: Fake,
+) -> None:
+    fake.failed = "proa-script@runcmd.service loaded failed failed The owner's script\n"
+    assert checks.once(fake.system()) == ()
 
 
 @pytest.mark.parametrize(

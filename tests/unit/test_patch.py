@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from pathlib import Path
@@ -121,7 +122,17 @@ def test_pieces_are_small_and_in_order() -> None:
         )
     )
     assert b"".join(pieces) == new
-    assert max(map(len, pieces)) <= wire.PIECE
+    assert max(map(len, pieces)) <= 2 * wire.PIECE
+
+
+@given(st.data())
+def test_many_small_differences_come_out_right(data: st.DataObject) -> None:
+    """Few of them are added one by one, many at once; a run may go on from one copy to the next."""
+    old = random.Random(3).randbytes(data.draw(st.integers(1, 140_000)))
+    new = bytearray(old)
+    for at in range(data.draw(st.integers(0, 200)), len(new), data.draw(st.integers(1, 5000))):
+        new[at] = (new[at] + data.draw(st.integers(1, 255))) & 255
+    assert factory.apply(factory.make(old, bytes(new)), old, len(new)) == bytes(new)
 
 
 def test_an_equal_stretch_costs_no_difference_bytes() -> None:
@@ -269,3 +280,25 @@ def test_bytes_are_added_without_carry(data: bytes, draw: st.DataObject) -> None
     wire._add(out, 2, other)
     expected = bytes((one + two) & 255 for one, two in zip(data, other, strict=True))
     assert out == b"ab" + expected + b"c"
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=80), st.integers(0, 3)), max_size=8),
+    st.lists(st.integers(0, 700), max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_a_patch_cut_into_parts_makes_the_same_file(
+    pieces: list[tuple[bytes, int]], places: list[int], dice: random.Random
+) -> None:
+    old = b"".join(piece for piece, _ in pieces)
+    shuffled = [piece for piece, times in pieces for _ in range(times)]
+    dice.shuffle(shuffled)
+    new = b"".join(shuffled)
+    whole = factory.make(old, new, predict=False)
+    copies = wire.read_control(whole.control, len(new)).copies
+    cuts = sorted({0, len(new), *(place for place in places if place < len(new))})
+    made = b""
+    for start, end in itertools.pairwise(cuts):
+        part = factory.from_copies(old, new[start:end], factory.cut(copies, start, end))
+        made += factory.apply(part, old, end - start)
+    assert made == new

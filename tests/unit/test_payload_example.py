@@ -27,7 +27,7 @@ from proa.wire.payload import (
     Verity,
     Zero,
 )
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import Workshop, held, unpack
 
 DOCUMENT = Path(__file__).parents[2] / "docs/payload-format.md"
 
@@ -104,7 +104,7 @@ def test_the_documents_payload_gives_what_is_said_there() -> None:
 
     with Codec() as codec:
         shop = Workshop(read, codec, io.BytesIO)
-        assert [b"".join(unpack(blob, shop)) for blob in blobs()] == [NEW, BOOT]
+        assert [b"".join(unpack(held(blob), shop)) for blob in blobs()] == [NEW, BOOT]
 
 
 def test_the_document_has_every_bound() -> None:

@@ -8,7 +8,9 @@ that runs was not written.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,15 +19,16 @@ from pathlib import Path
 import pytest
 
 from proa.machine import fetch, plan
-from proa.machine import payload as machine_payload
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Files
 from proa.wire import manifest
+from proa.wire import payload as form
 from support import payload_machine
 from support.machine import FragileFiles, Machine, make_release
 from support.payload_machine import (
     CHUNK,
     ENCODER,
+    OLD,
     Made,
     Network,
     Pair,
@@ -36,25 +39,10 @@ from support.payload_machine import (
 )
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with pytest.MonkeyPatch.context() as patch:
-        payload_machine.small(patch)
-        yield payload_machine.make_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Network:
-    network = Network()
-    monkeypatch.setattr(fetch, "download", network.download)
-    return network
-
-
 @pytest.fixture
 def machine(tmp_path: Path, pair: Pair) -> Iterator[Machine]:
     """A machine that runs the old release; what runs must be the same afterwards."""
-    machine = Machine(tmp_path / "machine", "uefi", pair.old)
-    machine.releases[pair.new.root_hash] = pair.new
+    machine = payload_machine.make_machine(tmp_path / "machine", pair)
     running, image = machine.slot_bytes("a"), machine.esp()["EFI/Linux/proa-a.efi"]
     machine.files.written.clear()
     yield machine
@@ -300,6 +288,19 @@ def test_each_reason_against_a_way_is_said_and_the_next_is_gone(
     assert boots(machine, pair)
 
 
+@pytest.mark.parametrize("setting", ["auto", "full"])
+def test_a_payload_that_is_no_smaller_than_the_images_is_not_taken(setting: str) -> None:
+    full, delta, images = (
+        plan.Way("full", 900),
+        plan.Way("delta", 100, "00", OLD),
+        plan.Way("", 900),
+    )
+    choice = plan.choose([full, delta, images], running="00", encoder="", room=0, setting=setting)
+    assert full not in choice.ways
+    assert "the full payload: it is no smaller than the images" in choice.refused
+    assert choice.ways == ((delta, images) if setting == "auto" else (images,))
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, -1])
 def test_a_corrupt_blob_of_a_delta_is_told_and_the_full_payload_taken(
     machine: Machine, network: Network, pair: Pair, number: int
@@ -390,6 +391,59 @@ def test_signed_nonsense_about_a_payload_only_costs_that_way(
     wrong = replace(release.payloads[0], **changes)  # type: ignore[arg-type]
     release = replace(release, payloads=[wrong, release.payloads[1]])
     assert put(machine, release).way == "the full payload"
+    assert boots(machine, pair)
+
+
+def altered(directory: Path, release: Path, name: str, at: int) -> Path:
+    """Copy a release with one byte of a file changed, and its manifest with that file's hash."""
+    copy = shutil.copytree(release, directory)
+    data = bytearray((copy / name).read_bytes())
+    data[at] ^= 1
+    (copy / name).write_bytes(data)
+    content = manifest.load((copy / manifest.MANIFEST).read_bytes())
+    found = manifest.File(len(data), hashlib.sha256(data).hexdigest())
+    content = replace(content, files={**content.files, name: found})
+    (copy / manifest.MANIFEST).write_bytes(manifest.dump(content))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("usr", "the usr image that it gives is not the one that was signed"),
+        ("salt", "the usr image that it gives has another root hash than was signed"),
+        ("uuid", "the hash tree comes out other than it was signed"),
+        ("boot image", "the boot image comes out other than it was signed"),
+        ("length", "the payload is longer or shorter than its groups"),
+    ],
+)
+def test_each_check_of_what_comes_out_holds_by_itself(
+    machine: Machine, network: Network, pair: Pair, tmp_path: Path, what: str, reason: str
+) -> None:
+    """A factory gone wrong has signed a payload that says what it should and gives another."""
+    release = serve(network, pair)
+    made, good = pair.full, pair.full.head
+    if what == "usr":
+        # A byte of the volume's UUID, in the superblock of erofs.
+        wrong = altered(tmp_path / "wrong", pair.directories[1], manifest.USR, 1024 + 50)
+        made = payload_machine.make(tmp_path, None, wrong)
+    elif what == "boot image":
+        wrong = altered(tmp_path / "wrong", pair.directories[1], manifest.UKI, -1)
+        made = payload_machine.make(tmp_path, None, wrong)
+    usr = replace(made.head.usr, sha256=good.usr.sha256)
+    uki = replace(made.head.uki, sha256=good.uki.sha256)
+    other = {"salt": {"salt": b"pepper"}, "uuid": {"uuid": bytes(16)}}.get(what, {})
+    head = form.dump_head(
+        replace(made.head, usr=usr, uki=uki, verity=replace(good.verity, **other))  # type: ignore[arg-type]
+    )
+    body = made.data[made.head_length :] + (b"more" if what == "length" else b"")
+    made = replace(made, data=head + body, head_length=len(head))
+    network.files["http://one/full"] = made.data
+    release = replace(release, payloads=[made.signed("http://one/full")])
+    said: list[str] = []
+    assert put(machine, release, said).way == "the images"
+    (line,) = (line for line in said if "cannot be used" in line)
+    assert reason in line
     assert boots(machine, pair)
 
 
@@ -548,6 +602,47 @@ def test_a_state_partition_that_is_full(
     assert network.fetched == 0
 
 
+def no_room_to_keep(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Let the disk be full when ``room`` bytes of a blob are in its file, with a short write."""
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        if "/partial-" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            data = data[: max(room - offset, 0)]
+            if not data:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+@pytest.mark.parametrize("room", [0, 1, 1000, 5000])
+def test_a_blob_that_the_disk_has_no_room_for_goes_on_in_memory(
+    machine: Machine, network: Network, pair: Pair, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    no_room_to_keep(monkeypatch, room)
+    assert put(machine, serve(network, pair)).way == "the delta from 1.0.0"
+    assert network.fetched == len(pair.delta.data)
+    assert boots(machine, pair)
+
+
+def test_a_blob_that_cannot_be_read_back_is_not_used(
+    machine: Machine, network: Network, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pread
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        if "/partial-" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    said: list[str] = []
+    assert put(machine, serve(network, pair), said).way == "the images"
+    assert any("is not what was signed" in line for line in said)
+    assert boots(machine, pair)
+
+
 def test_no_room_to_keep_a_blob_or_to_unpack_old_content(
     machine: Machine, network: Network, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,7 +652,7 @@ def test_no_room_to_keep_a_blob_or_to_unpack_old_content(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    monkeypatch.setattr(machine_payload.Keep, "__call__", lambda *_: None)
+    no_room_to_keep(monkeypatch, 0)
     said: list[str] = []
     done = put(machine, serve(network, pair), said)
     assert done.way == "the full payload"

@@ -17,6 +17,7 @@ from proa.wire.codec import Codec, Encoding
 from proa.wire.erofs import Extent
 from proa.wire.payload import (
     MAX_LANES,
+    Blob,
     Built,
     Copy,
     Drop,
@@ -38,7 +39,7 @@ from proa.wire.payload import (
     Verity,
     Zero,
 )
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import Workshop, held, unpack
 
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 16}]
 LCLPPB = (2 * 5 + 0) * 9 + 3
@@ -314,7 +315,7 @@ def test_a_plan_that_was_cut_or_grew_is_refused(plan: Plan, data: st.DataObject)
 
 @given(st.binary(max_size=200))
 def test_noise_is_not_a_plan_nor_a_blob_nor_a_head(noise: bytes) -> None:
-    for load in (form.load_plan, form.load_blob, form.load_head):
+    for load in (form.load_plan, load_blob, form.load_head):
         try:
             load(noise)
         except PayloadError:
@@ -469,6 +470,10 @@ def packed(
             return Section(packing, len(data), plain), data
 
 
+def load_blob(data: bytes) -> Blob:
+    return form.load_blob(data, len(data))
+
+
 def blob(plan: Plan, lanes: Sequence[Sequence[bytes]], packing: Packing = Packing.NONE) -> bytes:
     return form.dump_blob(
         packed(form.dump_plan(plan)), [[packed(data, packing) for data in lane] for lane in lanes]
@@ -482,19 +487,19 @@ def blob(plan: Plan, lanes: Sequence[Sequence[bytes]], packing: Packing = Packin
 def test_a_blob_comes_back(lanes: list[list[bytes]], packing: Packing) -> None:
     sections = [[packed(data, packing) for data in lane] for lane in lanes]
     data = form.dump_blob(packed(b"plan"), sections)
-    found = form.load_blob(data)
+    found = load_blob(data)
     assert [list(lane) for lane in found.lanes] == [[s for s, _ in lane] for lane in sections]
     assert data[found.content :] == b"plan" + b"".join(d for lane in sections for _, d in lane)
     for wrong in (data + b"\0", data[:-1]):
         with pytest.raises(PayloadError, match="sections do not fill it"):
-            form.load_blob(wrong)
+            load_blob(wrong)
 
 
 def test_each_bound_of_a_blob_is_kept() -> None:
     def load(section: Section, *, plan: bool = False) -> None:
         empty = Section(Packing.NONE, 0, 0)
         first, rest = (section, empty) if plan else (empty, section)
-        form.load_blob(form.dump_blob((first, b""), [[(rest, b"")] * 3]))
+        load_blob(form.dump_blob((first, b""), [[(rest, b"")] * 3]))
 
     for section, words in [
         (Section(Packing.ZSTD, form.MAX_BLOB + 1, 0), "the size of a section is more"),
@@ -509,11 +514,11 @@ def test_each_bound_of_a_blob_is_kept() -> None:
     with pytest.raises(PayloadError, match="the unpacked size of a section is more"):
         load(Section(Packing.ZSTD, 0, form.MAX_PLAN + 1), plan=True)
     with pytest.raises(PayloadError, match="the number of lanes is more than"):
-        form.load_blob(bytes([MAX_LANES + 1]))
+        load_blob(bytes([MAX_LANES + 1]))
     with pytest.raises(PayloadError, match="packed in a way that this program does not know"):
-        form.load_blob(bytes([0, 3, 0, 0]))
+        load_blob(bytes([0, 3, 0, 0]))
     with pytest.raises(PayloadError, match="a blob has"):
-        form.load_blob(bytes(form.MAX_BLOB + 1))
+        load_blob(bytes(form.MAX_BLOB + 1))
 
 
 @pytest.mark.parametrize("packing", [Packing.LZMA, Packing.ZSTD])
@@ -521,7 +526,7 @@ def test_the_windows_of_all_sections_are_bounded_together(packing: Packing) -> N
     section = Section(packing, 0, form.MAX_SECTION, 0, form.MAX_DICTIONARY)
     empty = (Section(Packing.NONE, 0, 0), b"")
     with pytest.raises(PayloadError, match="a blob asks for too much memory"):
-        form.load_blob(form.dump_blob(empty, [[(section, b"")] * 3] * MAX_LANES))
+        load_blob(form.dump_blob(empty, [[(section, b"")] * 3] * MAX_LANES))
 
 
 # --- groups ---------------------------------------------------------------------------------------
@@ -561,7 +566,7 @@ def shop(old: bytes = OLD) -> Workshop:
 
 
 def output(plan: Plan, lanes: Sequence[Sequence[bytes]], packing: Packing = Packing.NONE) -> bytes:
-    return b"".join(unpack(blob(plan, lanes, packing), shop()))
+    return b"".join(unpack(held(blob(plan, lanes, packing)), shop()))
 
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 40
@@ -578,7 +583,7 @@ def test_long_runs_come_in_pieces() -> None:
     plan = plan_of([Zero(1 << 20), Copy(0, 1 << 20)])
     old = bytes(1 << 20)
     empty = [[b""] * 3] * 2
-    pieces = list(unpack(blob(plan, empty), shop(old)))
+    pieces = list(unpack(held(blob(plan, empty)), shop(old)))
     assert max(map(len, pieces)) == 1 << 18
     assert b"".join(pieces) == bytes(2 << 20)
 
@@ -648,7 +653,7 @@ def test_a_patch_can_look_into_an_old_frame() -> None:
     made = control(30, (10, 4, 0), (20, 500, 0), old=len(TEXT))
     plan = plan_of([Plain(0, 30)], [[Patch(1, 30, len(made))]], [source])
     data = blob(plan, [[made, b"", b""]])
-    assert b"".join(unpack(data, shop(old))) == TEXT[4:14] + TEXT[500:520]
+    assert b"".join(unpack(held(data), shop(old))) == TEXT[4:14] + TEXT[500:520]
 
 
 @pytest.mark.parametrize(("away", "words"), [(-1, "more than it should"), (1, "less than it")])
@@ -657,7 +662,7 @@ def test_an_old_frame_holds_what_was_said(away: int, words: str) -> None:
     made = control(10, (10, 4, 0), old=len(TEXT) + away)
     plan = plan_of([Plain(0, 10)], [[Patch(1, 10, len(made))]], [source])
     with pytest.raises(PayloadError, match=words):
-        b"".join(unpack(blob(plan, [[made, b"", b""]]), shop(old)))
+        b"".join(unpack(held(blob(plan, [[made, b"", b""]])), shop(old)))
 
 
 def test_an_old_frame_that_is_damaged_is_refused() -> None:
@@ -667,7 +672,7 @@ def test_an_old_frame_that_is_damaged_is_refused() -> None:
     made = control(10, (10, 4, 0), old=len(TEXT))
     plan = plan_of([Plain(0, 10)], [[Patch(1, 10, len(made))]], [source])
     with pytest.raises(PayloadError, match="zstd"):
-        b"".join(unpack(blob(plan, [[made, b"", b""]]), shop(bytes(damaged))))
+        b"".join(unpack(held(blob(plan, [[made, b"", b""]])), shop(bytes(damaged))))
 
 
 def test_the_file_for_an_old_frame_is_closed() -> None:
@@ -683,7 +688,7 @@ def test_the_file_for_an_old_frame_is_closed() -> None:
     items = [Patch(1, 10, len(made)), Patch(0, 1, len(again)), Patch(1, 10, len(made))]
     plan = plan_of([Plain(0, 21)], [items], [source])
     workshop = Workshop(shop(old).read, Codec(), scratch)
-    pieces = list(unpack(blob(plan, [[made + again + made, b"", b"#"]]), workshop))
+    pieces = list(unpack(held(blob(plan, [[made + again + made, b"", b"#"]])), workshop))
     assert b"".join(pieces) == TEXT[4:14] + b"#" + TEXT[4:14]
     assert [file.closed for file in opened] == [True, True]
 
@@ -736,7 +741,7 @@ def test_a_section_unpacks_to_what_it_says(packing: Packing, away: int) -> None:
     plan = plan_of([Plain(0, len(TEXT))], [[patch]])
     data = form.dump_blob(packed(form.dump_plan(plan)), [sections])
     with pytest.raises(PayloadError, match=r"a section (unpacks to|has)"):
-        list(unpack(data, shop()))
+        list(unpack(held(data), shop()))
 
 
 @pytest.mark.parametrize("packing", [Packing.LZMA, Packing.ZSTD])
@@ -754,7 +759,7 @@ def test_a_section_is_whole(packing: Packing, part: str, wrong: str) -> None:
     else:
         plan = changed, data
     with pytest.raises(PayloadError):
-        list(unpack(form.dump_blob(plan, [lane]), shop()))
+        list(unpack(held(form.dump_blob(plan, [lane])), shop()))
 
 
 @pytest.mark.parametrize("packing", [Packing.LZMA, Packing.ZSTD])
@@ -767,7 +772,7 @@ def test_a_bomb_is_refused_without_holding_it(packing: Packing) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PayloadError, match="unpacks to more than is used"):
-            list(unpack(data, shop()))
+            list(unpack(held(data), shop()))
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -779,7 +784,7 @@ def test_a_plan_that_is_a_bomb_is_refused_without_holding_it() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PayloadError, match="unpacks to more than is used"):
-            list(unpack(data, shop()))
+            list(unpack(held(data), shop()))
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -793,4 +798,4 @@ def test_a_frame_of_zstd_with_a_large_window_is_refused() -> None:
     lane[2] = Section(Packing.ZSTD, len(stored), len(TEXT * 200)), stored
     plan = packed(form.dump_plan(plan_of([Plain(0, len(TEXT * 200))], [[patch]])))
     with pytest.raises(PayloadError, match="zstd: Frame requires too much memory"):
-        list(unpack(form.dump_blob(plan, [lane]), shop()))
+        list(unpack(held(form.dump_blob(plan, [lane])), shop()))

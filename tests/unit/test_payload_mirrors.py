@@ -229,18 +229,9 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     net.close()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with pytest.MonkeyPatch.context() as patch:
-        payload_machine.small(patch)
-        yield payload_machine.make_pair(tmp_path_factory.mktemp("pair"))
-
-
 @pytest.fixture
 def machine(tmp_path: Path, pair: Pair) -> Machine:
-    machine = Machine(tmp_path / "machine", "uefi", pair.old)
-    machine.releases[pair.new.root_hash] = pair.new
-    return machine
+    return payload_machine.make_machine(tmp_path / "machine", pair)
 
 
 def impatient(behave: Callable[[Mirror], None]) -> Patience:

@@ -126,6 +126,29 @@ def test_pruning_leaves_the_lasting_things_alone(tmp_path: Path) -> None:
     assert len(left) == len(kept) + cache.KEEP["initrds"]
 
 
+def test_a_store_of_patches_keeps_to_its_size_and_leaves_other_files_alone(tmp_path: Path) -> None:
+    day = 24 * 3600
+    now = 100 * day
+    patches = {}
+    for age in (0, 2, 3, 4):
+        name = f"a{age}".ljust(64, "0")
+        patches[age] = tmp_path / name[:2] / name
+    left_over = patches[4].with_name(f".{'a4'.ljust(64, '1')}.123")
+    others = [tmp_path / "a4/my.txt", tmp_path / "b0" / patches[4].name, tmp_path / "notes"]
+    ages = {patch: age for age, patch in patches.items()}
+    for file in [*ages, left_over, *others]:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(100))
+        used = now - ages.get(file, 50) * day
+        os.utime(file, (used, used))
+    cache.prune_patches(tmp_path, now, 250)
+    left = {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {patches[0], patches[2], *others}
+    cache.prune_patches(tmp_path, now - 2 * day, 0)
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == left
+    cache.prune_patches(tmp_path / "never", now)
+
+
 def test_a_downloaded_package_is_known_by_the_name_that_apt_gives_it() -> None:
     index = (
         "Package: less\nArchitecture: amd64\nVersion: 668-1\n\n"

@@ -23,6 +23,7 @@ COMMANDS = (
     "up",
     "ssh",
     "console",
+    "config",
     "status",
     "down",
     "tour",

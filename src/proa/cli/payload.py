@@ -157,7 +157,7 @@ def _summary(opened: PayloadFile) -> dict[str, Any]:
 
 def _show(args: argparse.Namespace) -> int:
     from proa.cli import progress
-    from proa.factory import compressor, payload, payload_file, payload_report
+    from proa.factory import compressor, inventory, payload, payload_file, payload_report
     from proa.factory.compare import Usr
 
     opened = payload_file.open_payload(args.payload)
@@ -179,6 +179,8 @@ def _show(args: argparse.Namespace) -> int:
     print(f"  {options.size(report.copied)} of {options.size(opened.head.usr.size)} are copied")
     if new is None:
         print("  (with --new DIR, files and packages have names)")
+    elif not (args.new / inventory.FILES).is_file():
+        print(f"  (directories in place of packages: {args.new} has no {inventory.FILES})")
     _print_table("PACKAGE", report.by(lambda share: share.package), report.size, args.top)
     _print_table("HOW", report.by(lambda share: share.kind), report.size, args.top)
     rows = [
@@ -244,6 +246,7 @@ def _apply(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from proa.cli import progress
     from proa.factory import cache, payload_file, repository
+    from proa.wire.errors import UserError
 
     opened = payload_file.open_payload(args.payload)
     with progress.step(f"Verifying {args.payload}") as step:
@@ -252,6 +255,12 @@ def _verify(args: argparse.Namespace) -> int:
         if args.old:
             repository.verify_release(args.old)
         payload_file.compare(opened, new)
+        if opened.source and not args.old:
+            raise UserError(
+                f"{args.payload} starts from the release with root hash {opened.source[:16]}…",
+                hint="name its directory with --old",
+                code=payload_file.SOURCE_EXIT,
+            )
         with cache.scratch(paths.cache_dir()) as out:
             _make_images(opened, args.old, None, args.old or args.new, out, step.report)
         step.text = f"{args.payload} gives {new.version}, byte for byte"

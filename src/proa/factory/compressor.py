@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proa.factory import atomic
+from proa.factory.cache import used
 from proa.wire.codec import Codec, CodecError, Lz4, Zstd
 from proa.wire.erofs import ErofsError, Image, PlainFile
 from proa.wire.errors import UserError
@@ -85,6 +86,8 @@ def for_head(head: Head, images: Sequence[Path], cache: Path) -> Compressor:
             return Compressor(zstd, lz4, _name(zstd))
     for path in (None, *sorted((cache / "libraries").glob("libzstd-*.so"))):
         if head.encoder in ("", _name(path)):
+            if path:
+                used(path)
             return Compressor(path, None, _name(path))
     raise UserError(
         f"the payload needs {head.encoder}; this host has {_name(None) or 'none'}",
@@ -135,4 +138,4 @@ def _kept(cache: Path, name: str, content: bytes) -> Path:
     if not (path.is_file() and path.read_bytes() == content):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, content, mode=0o755)
-    return path
+    return used(path)

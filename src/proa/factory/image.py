@@ -71,6 +71,14 @@ def stable_uuid(name: str) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, name)
 
 
+def erofs_options(compression: str) -> tuple[str, ...]:
+    """Return how mkfs.erofs is to compress; the time stamp, the UUID and the paths come behind."""
+    return (
+        *("--quiet", f"-z{_EROFS[compression]}", f"-C{_CLUSTER}", "-Eztailpacking"),
+        "--all-time",
+    )
+
+
 def make_usr(
     work: Path, out: Path, tools: Sdk, version: Version, epoch: int, compression: str
 ) -> Usr:
@@ -79,11 +87,7 @@ def make_usr(
     tools.run(
         [
             "mkfs.erofs",
-            "--quiet",
-            f"-z{_EROFS[compression]}",
-            f"-C{_CLUSTER}",
-            "-Eztailpacking",
-            "--all-time",
+            *erofs_options(compression),
             f"-T{epoch}",
             f"-U{stable_uuid(name)}",
             "-Lusr",

@@ -86,6 +86,22 @@ def make_from_part(old: bytes, start: int, new: bytes) -> Patch:
     return from_copies(old, new, wire.Copies(found.length, places, found.new, found.extra))
 
 
+def cut(copies: wire.Copies, start: int, end: int) -> wire.Copies:
+    """Return the copies of the part of the new file between ``start`` and ``end``."""
+    length, place, to, extra = [0], [0], [0], [0]
+    for count, at, made, more in zip(
+        copies.length, copies.old, copies.new, copies.extra, strict=True
+    ):
+        low, high = max(made, start), min(made + count, end)
+        if low < high:
+            length.append(high - low)
+            place.append(at + low - made)
+            to.append(low - start)
+            extra.append(0)
+        extra[-1] += max(min(made + count + more, end) - max(made + count, start), 0)
+    return wire.Copies(length, place, to, extra)
+
+
 def from_copies(old: bytes, new: bytes, copies: wire.Copies) -> Patch:
     """Return the patch with these copies, which the caller knows of, verified by applying it."""
     made = _encode(wire.PLAIN, b"", copies, old, new, None)

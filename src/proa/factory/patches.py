@@ -106,12 +106,24 @@ def make(
     what the modules of two kernels have in common.
     """
     if not old:
-        return [_part(b"", new, *cut) for cut in _cuts(extents, LITERAL)]
+        return [
+            wrap(patch.make(b"", new[start:end]), count, end - start)
+            for count, start, end in _cuts(extents, LITERAL)
+        ]
     whole = wrap(patch.make(old, new, kernel=kernel), len(extents), len(new))
     if whole.weight <= LIMIT and len(whole.control) <= MAX_CONTROL:
         return [whole]
     parts = -(-max(whole.weight, len(whole.control)) // (LIMIT // 2))
-    return [_part(old, new, *cut) for cut in _cuts(extents, -(-len(new) // parts))]
+    # To look for the copies of each part anew would sort all of the old file each time.
+    copies = wire.read_control(whole.control, len(new)).copies
+    return [
+        wrap(
+            patch.from_copies(old, new[start:end], patch.cut(copies, start, end)),
+            count,
+            end - start,
+        )
+        for count, start, end in _cuts(extents, -(-len(new) // parts))
+    ]
 
 
 def make_whole(old: bytes, new: bytes) -> Made:
@@ -134,8 +146,3 @@ def _cuts(extents: Sequence[int], size: int) -> list[tuple[int, int, int]]:
             count, start = 0, end
         count, end = count + 1, end + plain
     return [*cuts, (count, start, end)]
-
-
-def _part(old: bytes, new: bytes, extents: int, start: int, end: int) -> Made:
-    wanted = new[start:end]
-    return wrap(patch.make(old, wanted, predict=len(wanted) == len(new)), extents, len(wanted))

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import BinaryIO
 
 from proa.factory import boot_payload, compare, frames, patch, patches, payload_file
 from proa.factory.boot_recipe import RecipeError
+from proa.factory.cache import prune_patches
 from proa.factory.compare import File, Region, Usr
 from proa.factory.layout import META, Cluster, Group, Kernel, Part, group_up, lay_out, pack_group
 from proa.wire import bzimage, manifest, verity
@@ -132,6 +134,7 @@ def make(old: Release | None, new: Release, out: Path, tools: Tools, report: Rep
                 while piece := body.read(1 << 20):
                     file.write(piece)
             finished.replace(out)
+    prune_patches(tools.store, time.time())
     return head
 
 
@@ -143,10 +146,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     except BaseException:
         # Nothing that they are making is worth waiting for, and no public method says so.
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list((pool._processes or {}).values()):
             process.kill()
+        pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown()

@@ -23,8 +23,9 @@ from proa.wire.codec import Codec, CodecError
 from proa.wire.erofs import ErofsError
 from proa.wire.errors import UserError
 from proa.wire.manifest import Manifest
+from proa.wire.memory import be_frugal
 from proa.wire.payload import Head, Image
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import Stored, Workshop, unpack
 from proa.wire.verity import VerityError
 
 # Exit status; documented with the commands.
@@ -203,6 +204,7 @@ def apply(
 
     Every byte is checked on the way, and nothing is left in ``out`` unless all of it is right.
     """
+    be_frugal()
     out.mkdir(parents=True, exist_ok=True)
     check_blobs(opened)
     with contextlib.ExitStack() as s:
@@ -266,17 +268,27 @@ def make_output(
 
     def read(image: Image, offset: int, size: int) -> bytes:
         if image not in files:
-            raise PayloadError(f"it takes bytes from {_OLD_NAMES[image]}, which was not given")
+            raise _wrong(
+                f"the payload takes bytes from {_OLD_NAMES[image]}, which was not given",
+                "give the release's directory with --source, or that file with --uki",
+            )
         return os.pread(files[image].fileno(), size, offset)
 
     digest = hashlib.sha256()
     for group in built.groups:
         with contextlib.ExitStack() as stack:
             shop = Workshop(read, codec, lambda: stack.enter_context(tempfile.TemporaryFile()))
-            for piece in unpack(body.read(group.size), shop):
+            for piece in unpack(_within(body, group.size), shop):
                 digest.update(piece)
                 write(piece)
+            body.seek(group.size, os.SEEK_CUR)
     return digest.digest()
+
+
+def _within(body: BinaryIO, size: int) -> Stored:
+    """Return the blob of ``size`` bytes that begins where ``body`` stands."""
+    start = body.tell()
+    return Stored(size, lambda offset, length: os.pread(body.fileno(), length, start + offset))
 
 
 def _make_verity(opened: PayloadFile, usr: BinaryIO, out: Path) -> None:

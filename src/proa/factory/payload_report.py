@@ -7,6 +7,7 @@ before packing. The shares add up to the payload's size exactly; each by itself 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -270,13 +271,13 @@ def _kind(control: bytes, item: Patch, plan: Plan, lane: int) -> tuple[str, int,
 def owners(release: Path | None) -> Callable[[str], str]:
     """Return what gives the package of a path below /usr, by the release's ``files.json``.
 
-    Without one it is the path's directory, two deep.
+    Without one that can be read it is the path's directory, two deep.
     """
-    try:
-        listed = json.loads((release / inventory.FILES).read_bytes()) if release else None
-    except OSError:
-        listed = None
-    if listed is None:
+    listed = None
+    if release is not None:
+        with contextlib.suppress(OSError, ValueError):
+            listed = json.loads((release / inventory.FILES).read_bytes())
+    if not isinstance(listed, dict):
         return lambda path: "/".join(path.split("/")[:-1][:2]) or "."
     by_path = {path: package for package, paths in listed.items() for path in paths}
     return lambda path: by_path.get(path, "(made at build)")

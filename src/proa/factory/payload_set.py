@@ -2,7 +2,8 @@
 
 Patches are kept in ``<repository>/patches`` by the hashes of both sides, so that a run that was
 stopped goes on, and a change that several older versions lack is worked out once. They are no
-targets and are never served; the directory may be removed at any time, and costs time only.
+targets and are never served; the directory may be removed at any time, and costs time only. What
+was not used for long goes by itself where it comes to more than ``cache.PATCHES`` bytes.
 """
 
 from __future__ import annotations

@@ -211,10 +211,7 @@ def add_payloads(
     The same bytes again change nothing; other bytes from the same source take the old one's place.
     Raises :class:`PublishError` if one does not lead to that version.
     """
-    _need(repository)
-    with _locked(repository, lock_seconds):
-        roots = keys.roots(keys_dir)
-        state = _current(repository, roots)
+    with _changing(repository, keys_dir, lock_seconds) as (roots, state):
         if f"{name}/{MANIFEST}" not in state.targets.targets:
             raise unknown_version(name, [v.version for v in _list(state.targets)], repository)
         offered = _opened(payloads, name, state.targets.targets, report)
@@ -240,10 +237,7 @@ def withdraw(
 
     Its files stay on disk for machines that are in the middle of a download.
     """
-    _need(repository)
-    with _locked(repository, lock_seconds):
-        roots = keys.roots(keys_dir)
-        state = _current(repository, roots)
+    with _changing(repository, keys_dir, lock_seconds) as (roots, state):
         if f"{name}/{MANIFEST}" not in state.targets.targets:
             raise unknown_version(name, [v.version for v in _list(state.targets)], repository)
         signing = _Signing(keys_dir, roots, state, now, lifetimes, passphrase)
@@ -260,10 +254,7 @@ def resign(
     lock_seconds: float = 30,
 ) -> Signatures:
     """Sign everything anew with all keys, and bring rotated or renewed roots to the repository."""
-    _need(repository)
-    with _locked(repository, lock_seconds):
-        roots = keys.roots(keys_dir)
-        state = _current(repository, roots)
+    with _changing(repository, keys_dir, lock_seconds) as (roots, state):
         signing = _Signing(keys_dir, roots, state, now, lifetimes, passphrase)
         _write_metadata(repository, signing.files(next_targets(state.targets)))
     return signatures(repository)
@@ -607,6 +598,17 @@ def _locked(repository: Path, seconds: float) -> Iterator[None]:
             hint="Mend that and do it again; the repository is as it was.",
             code=WRITE_EXIT,
         ) from None
+
+
+@contextlib.contextmanager
+def _changing(
+    repository: Path, keys_dir: Path, seconds: float
+) -> Iterator[tuple[Sequence[Metadata[Root]], _State]]:
+    """Hold a repository that is there; yield the owner's roots, and its metadata by them."""
+    _need(repository)
+    with _locked(repository, seconds):
+        roots = keys.roots(keys_dir)
+        yield roots, _current(repository, roots)
 
 
 def _load(repository: Path, trusted: Sequence[Metadata[Root]] | None) -> _State | None:

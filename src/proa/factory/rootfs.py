@@ -27,6 +27,7 @@ _PYTHON = "usr/lib/python3/dist-packages/proa"
 # What a person or a unit calls, and the function behind it.
 _PROGRAMS = {
     "usr/bin/proactl": "proa.machine.proactl",
+    "usr/bin/coreos-cloudinit": "proa.machine.coreos_cloudinit",
     "usr/bin/update_engine_client": "proa.machine.update_engine_client",
     "usr/lib/proa/cloudinit": "proa.machine.cloudinit",
 }

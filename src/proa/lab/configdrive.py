@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import pycdlib
 import yaml
@@ -25,18 +25,30 @@ def write(path: Path, *, name: str, ssh_keys: Sequence[str], user_data: str) -> 
         "hostname": name,
         "public_keys": {f"key-{number}": key for number, key in enumerate(ssh_keys)},
     }
-    files = {"meta_data.json": json.dumps(meta_data).encode(), "user_data": user_data.encode()}
+    files = {
+        "openstack/latest/meta_data.json": json.dumps(meta_data),
+        "openstack/latest/user_data": user_data,
+    }
+    write_iso(path, LABEL, files)
+
+
+def write_iso(path: Path, label: str, files: Mapping[str, str]) -> None:
+    """Write an ISO 9660 file system with Rock Ridge and Joliet names to ``path``."""
     iso = pycdlib.PyCdlib()
-    iso.new(vol_ident=LABEL, joliet=3, rock_ridge="1.09", interchange_level=3)
-    iso.add_directory("/OPENSTAC", rr_name="openstack", joliet_path="/openstack")
-    iso.add_directory("/OPENSTAC/LATEST", rr_name="latest", joliet_path="/openstack/latest")
-    for number, (file_name, content) in enumerate(files.items()):
+    iso.new(vol_ident=label, joliet=3, rock_ridge="1.09", interchange_level=3)
+    short = {PurePosixPath("."): ""}  # ISO 9660's own names, which nobody reads
+    for number, (name, text) in enumerate(files.items()):
+        whole = PurePosixPath(name)
+        for folder in reversed(whole.parents):
+            if folder not in short:
+                short[folder] = f"{short[folder.parent]}/DIR{len(short)}"
+                iso.add_directory(short[folder], rr_name=folder.name, joliet_path=f"/{folder}")
         iso.add_fp(
-            io.BytesIO(content),
-            len(content),
-            f"/OPENSTAC/LATEST/FILE{number}.;1",
-            rr_name=file_name,
-            joliet_path=f"/openstack/latest/{file_name}",
+            io.BytesIO(text.encode()),
+            len(text.encode()),
+            f"{short[whole.parent]}/FILE{number}.;1",
+            rr_name=whole.name,
+            joliet_path=f"/{whole}",
         )
     iso.write(str(path))
     iso.close()

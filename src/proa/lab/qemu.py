@@ -53,7 +53,9 @@ class Hardware:
 def accelerator_options(accelerator: Accelerator) -> list[str]:
     if accelerator is Accelerator.KVM:
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    # QEMU 7.2 may lose the flags of CMPXCHG16B when an interrupt comes next: Debian's kernel
+    # 6.12.107 dies of that within minutes, a double fault in kmalloc. Without CX16 none uses it.
+    return ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
 
 
 def command(hardware: Hardware, *, snapshot: str | None = None) -> list[str]:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proa.machine.system import System, assignments
+from proa.machine.assignments import assignments
+from proa.machine.system import System
 
 FILES = ("/etc/proa/update.conf", "/etc/coreos/update.conf", "/usr/share/proa/update.conf")
 DISABLED = "disabled"
@@ -73,6 +74,11 @@ def read(system: System) -> Config:
             f"{origin['REBOOT_STRATEGY']}: REBOOT_STRATEGY={strategy} is not known to this "
             "version (reboot, off); treated as off"
         )
+    warnings += [
+        f"{origin[key]}: {key} is not known to this version, which does not wait for a window"
+        for key in ("REBOOT_WINDOW_START", "REBOOT_WINDOW_LENGTH")
+        if values.get(key)
+    ]
     payload = values.get("PAYLOAD", "") or default.payload
     if payload not in PAYLOADS:
         warnings.append(

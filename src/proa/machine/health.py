@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from proa.machine import checks, reboot, slot
 from proa.machine import config as configuration
 from proa.machine.boot import TRIES, Entry, Loaders
-from proa.machine.state import Boot, Candidate, Event, Health, State, Store
+from proa.machine.state import Avoided, Boot, Candidate, Event, Health, State, Store
 from proa.machine.system import System, running
 
 # Types, results and codes of Omaha; ``wire.omaha`` is not imported here for the time it takes.
@@ -28,15 +28,25 @@ class Situation(enum.Enum):
 
     SETTLED = "committed"
     ON_TRIAL = "on trial"
+    LEFT = "left"
     STAGED = "staged"
     FELL_BACK = "fell back"
     CUT_OFF = "cut off"
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether nobody has found the running version good yet: the other slot is all there is."""
+        return self in (Situation.ON_TRIAL, Situation.LEFT)
+
 
 def situation(
-    candidate: Candidate | None, running_slot: str, entries: Mapping[str, Entry]
+    candidate: Candidate | None, running_slot: str, entries: Mapping[str, Entry], boot_id: str
 ) -> Situation:
-    """Say how the running slot and the candidate stand to each other."""
+    """Say how the running slot and the candidate stand to each other.
+
+    LEFT: it was on trial in this boot when its owner went back from it; it is not judged any more,
+    and the other slot is the next to boot.
+    """
     if candidate is None:
         own = entries.get(running_slot)
         # A count without a record: the state was lost in a trial. It is one all the same.
@@ -45,7 +55,9 @@ def situation(
     if candidate.slot == running_slot:
         own = entries.get(running_slot)
         # Without a count the loader has been told that it is good; only our record is behind.
-        return Situation.ON_TRIAL if own is None or own.left is not None else Situation.SETTLED
+        if own is not None and own.left is None:
+            return Situation.SETTLED
+        return Situation.LEFT if candidate.left_in == boot_id else Situation.ON_TRIAL
     entry = entries.get(candidate.slot)
     if entry is None or entry.left is None:
         return Situation.CUT_OFF
@@ -53,7 +65,9 @@ def situation(
 
 
 def failure_reason(candidate: Candidate) -> str:
-    """Say why a candidate was given up, from what its boots left behind."""
+    """Say why a candidate was given up, from what its boots or its owner left behind."""
+    if candidate.left_in:
+        return "its owner went back from it while it was on trial"
     told = [boot.reason for boot in candidate.boots if boot.reason]
     if not told:
         return f"it did not get as far as the health check in {TRIES} boots"
@@ -66,7 +80,8 @@ def failure_reason(candidate: Candidate) -> str:
 
 
 def after_fall_back(state: State, now: float) -> State:
-    """Return the state of a machine whose candidate used up its tries."""
+    """Return the state of a machine whose candidate used up its tries, or lost them to its
+    owner."""
     candidate = state.candidate
     if candidate is None:
         return state
@@ -79,8 +94,11 @@ def after_fall_back(state: State, now: float) -> State:
         reason=reason,
         error_version=candidate.version,
     )
-    state = state.with_failure(candidate.version, now, reason).with_event(event)
-    return dataclasses.replace(state, candidate=None)
+    state = dataclasses.replace(state.with_event(event), candidate=None)
+    if candidate.left_in:
+        held = {**state.held, candidate.version: Avoided(now, reason)}
+        return dataclasses.replace(state, held=held)
+    return state.with_failure(candidate.version, now, reason)
 
 
 def after_cut_off(state: State, version: str) -> State:
@@ -101,7 +119,10 @@ def after_commit(state: State, version: str) -> State:
 
 
 def with_boot(state: State, boot_id: str, reason: str = "") -> State:
-    """Note a boot of the candidate, and why it was not good; the first reason of a boot stays."""
+    """Note a boot of the candidate, and why it was not good; the first reason of a boot stays.
+
+    Going back from it in an earlier boot did not happen: the power went first.
+    """
     candidate = state.candidate
     if candidate is None:
         return state
@@ -109,7 +130,7 @@ def with_boot(state: State, boot_id: str, reason: str = "") -> State:
     if not (boot_id in boots and boots[boot_id].reason):
         boots[boot_id] = Boot(boot_id, reason[:500])
     return dataclasses.replace(
-        state, candidate=dataclasses.replace(candidate, boots=tuple(boots.values()))
+        state, candidate=dataclasses.replace(candidate, boots=tuple(boots.values()), left_in="")
     )
 
 
@@ -179,7 +200,7 @@ def _look_back(
     report: Report,
 ) -> Situation:
     candidate = memory.store.load().candidate
-    found = situation(candidate, disk.running, loaders.entries())
+    found = situation(candidate, disk.running, loaders.entries(), system.boot_id)
     if found is Situation.SETTLED and candidate is not None:
         # The power went between the loaders' records and ours.
         loaders.commit(disk.running)
@@ -201,7 +222,7 @@ def at_deadline(system: System, report: Report) -> Verdict:
     """End a boot that is still on trial when its time is up."""
     store, loaders = Store(system), Loaders(system)
     own, disk = running(system), slot.find(system)
-    found = situation(store.load().candidate, disk.running, loaders.entries())
+    found = situation(store.load().candidate, disk.running, loaders.entries(), system.boot_id)
     version = str(own.version)
     if found is not Situation.ON_TRIAL:
         return Verdict(version, found, ())
@@ -215,7 +236,7 @@ def at_shutdown(system: System, report: Report) -> Verdict:
     store, loaders = Store(system), Loaders(system)
     own, disk = running(system), slot.find(system)
     state, version = store.load(), str(own.version)
-    found = situation(state.candidate, disk.running, loaders.entries())
+    found = situation(state.candidate, disk.running, loaders.entries(), system.boot_id)
     candidate = state.candidate
     if found is not Situation.ON_TRIAL or candidate is None:
         return Verdict(version, found, ())

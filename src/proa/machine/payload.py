@@ -25,8 +25,9 @@ from proa.wire import payload as form
 from proa.wire.bytecode import PayloadError
 from proa.wire.codec import Codec, CodecError, Zstd
 from proa.wire.erofs import ErofsError
+from proa.wire.memory import be_frugal
 from proa.wire.payload import GroupEntry, Image
-from proa.wire.unpack import Workshop, unpack
+from proa.wire.unpack import PIECE, Stored, Workshop, unpack
 
 _PARTIAL = "partial-"  # and the sha256 that it has when it is whole
 
@@ -89,7 +90,10 @@ class Payload:
         self.fetched = 0
         if signed.head_length > form.MAX_HEAD:
             raise Unusable(f"its head of {signed.head_length} bytes is too large")
-        data = self._checked(0, signed.head_length, signed.head_sha256, "head")
+        with contextlib.closing(
+            self._checked(0, signed.head_length, signed.head_sha256, "head")
+        ) as kept:
+            data = kept.read(0, signed.head_length)
         try:
             self.head = form.load_head(data)
         except PayloadError as error:
@@ -98,53 +102,57 @@ class Payload:
             raise Unusable("the payload is longer or shorter than its groups")
         self._forget_others()
 
-    def blob(self, entry: GroupEntry, before: int) -> bytes:
+    def blob(self, entry: GroupEntry, before: int) -> Kept:
         """Return a group's blob, of which ``before`` bytes of other blobs lie ahead."""
         start = self._signed.head_length + before
         return self._checked(start, entry.size, entry.sha256.hex(), f"group at {before}")
 
-    def _checked(self, start: int, size: int, sha256: str, what: str) -> bytes:
+    def _checked(self, start: int, size: int, sha256: str, what: str) -> Kept:
         """Fetch a range that must have a hash, from one mirror after the other."""
         wrong: Unusable | None = None
         failed: fetch.FetchError | None = None
         for url in self._urls:
             # What was kept may be at fault; then it is fetched whole, once.
-            for kept in dict.fromkeys((self._kept(sha256, size), b"")):
-                try:
-                    found = self._fetch(url, start, size, kept, sha256)
-                except fetch.WrongSize as error:
-                    wrong = Unusable(str(error))
-                    break
-                except fetch.FetchError as error:
-                    failed = error
-                    break
-                if hashlib.sha256(found).hexdigest() == sha256:
-                    # Those before it are not waited for again, at each blob.
-                    self._urls = (url, *(other for other in self._urls if other != url))
-                    return found
+            for fresh in (False, True):
+                with contextlib.ExitStack() as stack:
+                    kept = stack.enter_context(contextlib.closing(Kept(self._file(sha256), size)))
+                    if fresh:
+                        kept.empty()
+                    begun = kept.size
+                    try:
+                        self._fetch(url, start, size, kept)
+                    except fetch.WrongSize as error:
+                        wrong = Unusable(str(error))
+                        break
+                    except fetch.FetchError as error:
+                        failed = error
+                        break
+                    if kept.sha256() == sha256:
+                        # Those before it are not waited for again, at each blob.
+                        self._urls = (url, *(other for other in self._urls if other != url))
+                        stack.pop_all()
+                        return kept
                 self._forget(sha256)
                 wrong = Unusable(f"{url}: the {what} is not what was signed (its sha256 differs)")
+                if not begun:
+                    break
         # A mirror that cannot be reached may be for ever: where another has it wrong, there are
         # other ways.
         raise wrong or failed or Unusable("there is no address to fetch the payload from")
 
-    def _fetch(self, url: str, start: int, size: int, kept: bytes, sha256: str) -> bytes:
-        if len(kept) == size:
-            return kept
-        data = bytearray(kept)
-        with self._keeper(sha256, kept) as keep:
-            for chunk in fetch.download(
-                url,
-                start + len(kept),
-                self._signed.size,
-                self._patience,
-                self._system.sleep,
-                end=start + size,
-            ):
-                data += chunk
-                self.fetched += len(chunk)
-                keep(chunk)
-        return bytes(data)
+    def _fetch(self, url: str, start: int, size: int, kept: Kept) -> None:
+        if kept.size == size:
+            return
+        for chunk in fetch.download(
+            url,
+            start + kept.size,
+            self._signed.size,
+            self._patience,
+            self._system.sleep,
+            end=start + size,
+        ):
+            self.fetched += len(chunk)
+            kept.add(chunk)
 
     # What came is kept, each blob in a file of its own, until what it gives is durable: a group
     # may end within a window, which is written when the next group has come. Nothing here is
@@ -153,14 +161,6 @@ class Payload:
 
     def _file(self, sha256: str) -> Path:
         return self._system.state_dir / f"{_PARTIAL}{sha256}"
-
-    def _kept(self, sha256: str, size: int) -> bytes:
-        try:
-            with self._file(sha256).open("rb") as file:
-                data = file.read(size + 1)
-        except OSError:
-            return b""
-        return data if len(data) <= size else b""
 
     def _forget(self, sha256: str) -> None:
         with contextlib.suppress(OSError):
@@ -179,17 +179,6 @@ class Payload:
         own = {self._signed.head_sha256, *(entry.sha256.hex() for entry in groups)}
         forget_blobs(self._system, own)
 
-    @contextlib.contextmanager
-    def _keeper(self, sha256: str, kept: bytes) -> Iterator[Keep]:
-        with contextlib.ExitStack() as stack:
-            file = None
-            with contextlib.suppress(OSError):
-                path = self._file(sha256)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                mode = "ab" if kept else "wb"
-                file = cast(BinaryIO, stack.enter_context(path.open(mode, buffering=0)))
-            yield Keep(file)
-
 
 def forget_blobs(system: System, but: Collection[str] = ()) -> None:
     """Remove what was kept of blobs, but for those of these hashes."""
@@ -199,18 +188,79 @@ def forget_blobs(system: System, but: Collection[str] = ()) -> None:
                 path.unlink()
 
 
-class Keep:
-    """Writes along what comes, as long as that works."""
+def kept_bytes(system: System) -> int:
+    """Return how many bytes were kept of blobs."""
+    total = 0
+    for path in system.state_dir.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
-    def __init__(self, file: BinaryIO | None) -> None:
-        self._file = file
 
-    def __call__(self, chunk: bytes) -> None:
+class Kept:
+    """The bytes of a range as far as they came: in a file, or in memory where none can be written.
+
+    In the file they take no memory, of which an update has little.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        """Go on with what ``path`` has, unless that is more than the ``most`` that it can be."""
+        self.size = 0
+        self._memory = bytearray()
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.size = os.fstat(self._fd).st_size
+        if self.size > most:
+            self.empty()
+
+    def empty(self) -> None:
+        """Forget what came."""
+        self.size = 0
+        self._memory.clear()
+        if self._fd >= 0:
+            try:
+                os.ftruncate(self._fd, 0)
+            except OSError:
+                self.close()
+
+    def add(self, chunk: bytes) -> None:
+        """Append what came."""
+        if self._fd >= 0:
+            try:
+                done = 0
+                while done < len(chunk):
+                    done += os.pwrite(self._fd, chunk[done:], self.size + done)
+            except OSError:
+                # A full disk, say: what is in the file is still good, the rest goes on in memory.
+                self._memory += self.read(0, self.size)
+                self.close()
+        if self._fd < 0:
+            self._memory += chunk
+        self.size += len(chunk)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from ``offset``: fewer where fewer can be read."""
+        if self._fd < 0:
+            return bytes(self._memory[offset : offset + size])
         try:
-            if self._file is not None:
-                self._file.write(chunk)
+            return os.pread(self._fd, size, offset)
         except OSError:
-            self._file = None
+            return b""
+
+    def sha256(self) -> str:
+        """Return the hash of what can be read, in hexadecimal."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size, PIECE):
+            digest.update(self.read(start, PIECE))
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file; what is in memory stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 # --- Taking apart ---------------------------------------------------------------------------------
@@ -218,6 +268,7 @@ class Keep:
 
 def workshop(system: System, places: Places, stack: contextlib.ExitStack) -> Workshop:
     """Return what unpacking works with; files stay open as long as ``stack``."""
+    be_frugal()
     files: dict[Image, BinaryIO] = {}
     paths = {
         Image.OLD_USR: places.old_usr,
@@ -240,13 +291,8 @@ def workshop(system: System, places: Places, stack: contextlib.ExitStack) -> Wor
             raise Unusable(f"{path} cannot be read: {error.strerror}", Code.SLOT_FAILED) from None
 
     def scratch() -> BinaryIO:
-        try:
-            system.state_dir.mkdir(parents=True, exist_ok=True)
-            file = tempfile.TemporaryFile(dir=system.state_dir)  # noqa: SIM115
-            stack.enter_context(file)
-        except OSError as error:
-            raise Unusable(f"{system.state_dir}: {error.strerror}", Code.NO_ROOM) from None
-        return cast(BinaryIO, file)
+        system.state_dir.mkdir(parents=True, exist_ok=True)
+        return cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=system.state_dir)))
 
     return Workshop(read, stack.enter_context(Codec()), scratch)
 
@@ -270,15 +316,15 @@ def groups(
 def _group(
     payload: Payload, entry: GroupEntry, before: int, shop: Workshop
 ) -> Iterator[tuple[bytes, bool]]:
-    blob = payload.blob(entry, before)
     made = 0
     try:
-        for piece in unpack(blob, shop):
-            made += len(piece)
-            if made > entry.length:
-                raise Unusable("a group gives more than it says")
-            if piece:
-                yield piece, made == entry.length
+        with contextlib.closing(payload.blob(entry, before)) as blob:
+            for piece in unpack(Stored(entry.size, blob.read), shop):
+                made += len(piece)
+                if made > entry.length:
+                    raise Unusable("a group gives more than it says")
+                if piece:
+                    yield piece, made == entry.length
     except (PayloadError, ErofsError, CodecError) as error:
         raise Unusable(f"a group cannot be taken apart: {error}") from None
     except OSError as error:
@@ -305,7 +351,8 @@ class Windows:
         self._hashes = built.windows
         self._size = built.size
         self.written = start
-        self._pending = bytearray()
+        self._pending: list[bytearray] = []
+        self._held = 0
         begin = start - start % form.WINDOW
         self._ahead = b"".join(target.read(begin, start))
         if len(self._ahead) != start - begin:
@@ -317,25 +364,31 @@ class Windows:
         view = memoryview(piece)
         while view:
             end = min((self.written // form.WINDOW + 1) * form.WINDOW, self._size)
-            room = end - self.written - len(self._pending)
+            room = end - self.written - self._held
             if room <= 0:
                 raise Unusable("the payload gives more than the image")
-            self._pending += view[:room]
-            view = view[room:]
-            if self.written + len(self._pending) == end:
-                yield self._write()
+            if not self._pending or len(self._pending[-1]) >= PIECE:
+                self._pending.append(bytearray())
+            part = view[: min(room, PIECE)]
+            self._pending[-1] += part
+            self._held += len(part)
+            view = view[len(part) :]
+            if self.written + self._held == end:
+                yield from self._write()
 
-    def _write(self) -> bytes:
-        data = bytes(self._pending)
+    def _write(self) -> Iterator[bytes]:
+        # Piece by piece, for the whole is never held twice.
         digest = hashlib.sha256(self._ahead)
-        digest.update(data)
+        for held in self._pending:
+            digest.update(held)
         if digest.digest()[: form.WINDOW_HASH] != self._hashes[self.written // form.WINDOW]:
             raise Unusable(
                 f"the bytes at {self.written >> 20} MiB come out wrong: this machine's old content "
                 "is not what it should be"
             )
-        self._ahead = b""
-        self._pending.clear()
-        self._target.write(self.written, data)
-        self.written += len(data)
-        return data
+        pending, self._pending, self._held, self._ahead = self._pending, [], 0, b""
+        while pending:
+            data = bytes(pending.pop(0))
+            self._target.write(self.written, data)
+            self.written += len(data)
+            yield data

@@ -95,6 +95,12 @@ class Way:
     scratch: int = 0
 
     @property
+    def kind(self) -> str:
+        if not self.name:
+            return "images"
+        return "delta" if self.source else "full"
+
+    @property
     def words(self) -> str:
         if not self.name:
             return "the images as they are"
@@ -109,14 +115,24 @@ class Choice:
     refused: tuple[str, ...]
 
 
-def choose(ways: Sequence[Way], *, running: str, encoder: str, room: int, setting: str) -> Choice:
+def choose(
+    ways: Sequence[Way],
+    *,
+    running: str,
+    encoder: str,
+    room: int,
+    setting: str,
+    given_up: Mapping[str, str] | None = None,
+) -> Choice:
     """Order the ways by what has to be fetched, without those that this machine cannot go.
 
     ``running`` is the root hash of the running /usr, ``encoder`` the machine's compressor, ``room``
-    the free bytes of its state directory, ``setting`` is PAYLOAD of update.conf. The images are
-    always a way, and the last one: they need nothing of the machine.
+    the free bytes of its state directory, ``setting`` is PAYLOAD of update.conf. ``given_up`` says
+    of ways by name why earlier runs have given them up. The images are always a way, and the last
+    one: they need nothing of the machine.
     """
-    good, refused = [], []
+    good, refused, gone = [], [], given_up or {}
+    images = min((way.size for way in ways if not way.name), default=None)
     for way in sorted(ways, key=lambda w: (not w.name, w.size)):
         if way.name and setting == "image":
             refused.append(f"{way.words}: PAYLOAD=image is set")
@@ -124,10 +140,14 @@ def choose(ways: Sequence[Way], *, running: str, encoder: str, room: int, settin
             refused.append(f"{way.words}: PAYLOAD=full is set")
         elif way.source and way.source != running:
             refused.append(f"{way.words}: that version does not run here")
+        elif way.name and images is not None and way.size >= images:
+            refused.append(f"{way.words}: it is no smaller than the images")
         elif way.encoder and way.encoder != encoder:
             refused.append(f"{way.words}: it needs {way.encoder}; here is {encoder or 'none'}")
         elif way.scratch > room:
             refused.append(f"{way.words}: it needs {way.scratch >> 20} MiB of room for old content")
+        elif way.name and way.name in gone:
+            refused.append(f"{way.words}: {gone[way.name]}")
         else:
             good.append(way)
     return Choice(tuple(good), tuple(refused))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from proa.machine import config_command
 from proa.machine.errors import Code, MachineError
 from proa.machine.system import System, system_from_environment
 
@@ -24,6 +25,7 @@ examples:
   proactl update --force          take a version that failed here, or was gone back from
   proactl rollback --reboot       go back to the version in the other slot, now
   proactl health                  run the health checks as a trial would
+  proactl config status           what the boot made of the cloud-config; more: proactl config -h
 
 exit status: 0 done or nothing to do, 2 usage; the others are listed in docs/updating.md
 (10 server unreachable, 12 metadata expired, 14 payload differs, 17 no room, 18 another updater ...)
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None, system: System | None = None) -
         "rollback": _rollback,
         "slots": _slots,
         "health": _health,
+        "config": config_command.run,
     }[options.command]
     try:
         return command(system, options)
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     when.add_argument("--boot", action="store_true", help="judge this boot: commit it or end it")
     when.add_argument("--deadline", action="store_true", help="end a trial whose time is up")
     when.add_argument("--shutdown", action="store_true", help="give back an unjudged trial's try")
+    config_command.add(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -137,7 +141,7 @@ def _rollback(system: System, options: argparse.Namespace) -> int:
     from proa.machine.rollback import rollback
 
     version = rollback(system, force=options.force)
-    words = f"{version} is the next to start, on trial"
+    words = f"{version} is the next to start"
     if options.reboot:
         words += "; restarting"
     else:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from proa.machine import fetch
+from proa.machine.assignments import assignments
 from proa.machine.config import DISABLED, Config
 from proa.machine.errors import Code, MachineError
 from proa.machine.state import Event, State, Store
-from proa.machine.system import Running, System, assignments
+from proa.machine.system import Running, System
 from proa.wire import omaha
 from proa.wire.version import Version, VersionError, parse
 

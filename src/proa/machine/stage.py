@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from proa.machine import fetch, payload, pe, slot
+from proa.machine import attempts, fetch, payload, pe, slot
 from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Target
 from proa.machine.payload import Signed, Unusable
-from proa.machine.state import Candidate, Download, Store, Transfer
+from proa.machine.state import MAX_REASON, Attempt, Candidate, Download, Store, Transfer
 from proa.machine.system import System
 from proa.wire import manifest, verity
 from proa.wire import payload as form
@@ -173,20 +173,26 @@ def _check_room(work: Staging, release: Release) -> None:
 def _bring(work: Staging, release: Release) -> Transfer:
     """Bring the release's files to their places by the first way that leads there."""
     started, fetched = work.system.monotonic(), 0
+    _count_deaths(work)
+
+    def came_by(way: str) -> Transfer:
+        version, seconds = str(release.manifest.version), work.system.monotonic() - started
+        instead = attempts.given_up(_attempts(work))
+        return Transfer(way, version, fetched, release.size, seconds, instead)
+
     for signed in release.payloads:
         words = f"the delta from {signed.origin}" if signed.source else "the full payload"
-        if signed.head_sha256 in _refused(work):
-            work.report(f"{words} could not be used in an earlier run; going another way")
+        begun = _attempts(work).get(signed.head_sha256, Attempt(words))
+        if why := attempts.why_not(begun):
+            work.report(f"{words} could not be used in an earlier run: {why}; going another way")
             continue
         try:
-            fetched += _from_payload(work, release, signed)
+            fetched += _try(work, release, signed, begun)
         except Unusable as error:
             work.report(f"{words} cannot be used: {error}; going another way")
             fetched += error.fetched
-            _refuse(work, signed.head_sha256)
             continue
-        seconds = work.system.monotonic() - started
-        return Transfer(words, str(release.manifest.version), fetched, release.size, seconds)
+        return came_by(words)
     payload.forget_blobs(work.system)
     passive, files = work.disk.passive, release.manifest.files
     done = 0
@@ -197,11 +203,36 @@ def _bring(work: Staging, release: Release) -> Transfer:
     ):
         fetched += _fill(work, release, name, path, done)
         done += files[name].size
-    seconds = work.system.monotonic() - started
-    return Transfer("the images", str(release.manifest.version), fetched, release.size, seconds)
+    return came_by("the images")
 
 
 # --- By a payload -------------------------------------------------------------------------------
+
+
+def _try(work: Staging, release: Release, signed: Signed, begun: Attempt) -> int:
+    """Go the way of a payload, with a note of it that stays open if this run dies."""
+
+    def note(attempt: Attempt) -> None:
+        head = signed.head_sha256
+        _change(
+            work,
+            lambda kept: dataclasses.replace(kept, attempts={**kept.attempts, head: attempt}),
+        )
+
+    try:
+        note(dataclasses.replace(begun, at_work=True))
+        fetched = _from_payload(work, release, signed)
+    except Unusable as error:
+        # The next run must not fetch it up to there.
+        note(dataclasses.replace(begun, refused=str(error)[:MAX_REASON]))
+        raise
+    except (MachineError, OSError, KeyboardInterrupt):
+        with contextlib.suppress(OSError):
+            note(begun)
+        raise
+    # Any other exception is the program's own fault and counts as a death: it would come again.
+    note(begun)
+    return fetched
 
 
 def _from_payload(work: Staging, release: Release, signed: Signed) -> int:
@@ -240,24 +271,32 @@ def _make_all(work: Staging, release: Release, opened: payload.Payload) -> None:
         _make_uki(work, release, opened, shop)
 
 
-def _refused(work: Staging) -> Sequence[str]:
-    kept = work.store.load().download
-    return kept.refused if kept else ()
+def _count_deaths(work: Staging) -> None:
+    """Settle what earlier runs left open: the lock is ours, so those that began it are dead."""
 
+    def count(kept: Download) -> Download:
+        counted = attempts.counted(kept, payload.kept_bytes(work.system))
+        return dataclasses.replace(kept, attempts=counted)
 
-def _refuse(work: Staging, head: str) -> None:
-    """Remember that a payload did not lead there: the next run must not fetch it up to there."""
-    kept = work.store.load().download
-    if kept is not None:
-        refused = (*kept.refused, head)
-        work.store.update(download=dataclasses.replace(kept, refused=refused))
+    for attempt in _attempts(work).values():
+        if attempt.at_work:
+            work.report(
+                f"an earlier run of the updater died at {attempt.way} and could not say why"
+            )
+    _change(work, count)
 
 
 def _refuse_none(work: Staging) -> None:
-    """Not even the images come: it may well have been the network, and not the payloads."""
-    kept = work.store.load().download
-    if kept is not None:
-        work.store.update(download=dataclasses.replace(kept, refused=()))
+    """Not even the images come: it may well have been the network, and not the payloads.
+
+    Runs that died did not die of that; their deaths stay counted.
+    """
+
+    def again(kept: Download) -> Download:
+        begun = {head: dataclasses.replace(a, refused="") for head, a in kept.attempts.items()}
+        return dataclasses.replace(kept, attempts=begun)
+
+    _change(work, again)
 
 
 def _must_match(head: Head, wanted: Manifest) -> None:
@@ -496,10 +535,19 @@ def _durable(work: Staging, sha256: str) -> int:
 
 
 def _note(work: Staging, sha256: str, durable: int) -> None:
+    _change(work, lambda kept: dataclasses.replace(kept, durable={**kept.durable, sha256: durable}))
+
+
+def _change(work: Staging, change: Callable[[Download], Download]) -> None:
+    """Change what is noted of this download, which :func:`begin` has begun."""
+    work.store.change(
+        lambda s: s if s.download is None else dataclasses.replace(s, download=change(s.download))
+    )
+
+
+def _attempts(work: Staging) -> Mapping[str, Attempt]:
     kept = work.store.load().download
-    if kept is not None:
-        noted = {**kept.durable, sha256: durable}
-        work.store.update(download=dataclasses.replace(kept, durable=noted))
+    return kept.attempts if kept else {}
 
 
 def _verify(work: Staging, release: Release) -> None:

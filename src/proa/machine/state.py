@@ -22,7 +22,7 @@ from proa.machine.system import System
 
 # Enough for weeks without a server; then the oldest is dropped.
 _MAX_EVENTS = 50
-_MAX_REASON = 500
+MAX_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,44 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What became of a payload that was begun; ``way`` is what it is, in words.
+
+    ``at_work`` says that a run has begun it and has not told how it ended. ``deaths`` are the runs
+    that never told, one after the other, when no more was done than ``done``: bytes in the slot,
+    and bytes that wait for it. ``refused`` is why the payload does not lead to the release.
+    """
+
+    way: str
+    at_work: bool = False
+    deaths: int = 0
+    done: tuple[int, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Download:
     """A release that is partly in its slot. ``durable`` maps the sha256 of a file to how many of
-    its first bytes are in place and flushed. ``refused`` are payloads, by the sha256 of their
-    heads, that did not lead to it."""
+    its first bytes are in place and flushed. ``attempts`` are the payloads that were begun, by the
+    sha256 of their heads."""
 
     version: str
     slot: str
     durable: Mapping[str, int] = field(default_factory=dict)
-    refused: tuple[str, ...] = ()
+    attempts: Mapping[str, Attempt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Transfer:
     """How the last release came: the way in words, its version, bytes fetched and written, and
-    how many seconds that took."""
+    how many seconds that took. ``instead`` are the ways that had to be given up, and why."""
 
     way: str
     version: str
     fetched: int
     written: int
     seconds: float
+    instead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ class Candidate:
 
     It is written before the boot entry is armed, so a boot of it is always known for what it is.
     ``armed`` says that the arming was finished. ``kind`` is ``update`` or ``rollback``.
+    ``left_in`` is the boot in which its owner went back from it while it was on trial.
     """
 
     version: str
@@ -85,6 +103,7 @@ class Candidate:
     reboot_at: float = 0
     boots: tuple[Boot, ...] = ()
     given_back: int = 0
+    left_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class State:
 
     def with_failure(self, version: str, time: float, reason: str) -> State:
         """Remember that a version failed here; it is not taken again without being asked."""
-        failed = {**self.failed, version: Avoided(time, reason[:_MAX_REASON])}
+        failed = {**self.failed, version: Avoided(time, reason[:MAX_REASON])}
         return dataclasses.replace(self, failed=failed)
 
 

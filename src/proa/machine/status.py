@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from proa.machine import attempts, health, lock, reboot, slot
 from proa.machine import config as configuration
-from proa.machine import health, lock, reboot, slot
 from proa.machine.boot import Entry, Loaders
 from proa.machine.boot.systemd_boot import SystemdBoot
 from proa.machine.state import State, Store, Transfer
@@ -49,7 +49,7 @@ def gather(system: System) -> Status:
     """Look at the machine; needs to read the ESP and the disk, and so root."""
     own, disk, config = running(system), slot.find(system), configuration.read(system)
     state, entries = Store(system).load(), Loaders(system).entries()
-    found = health.situation(state.candidate, disk.running, entries)
+    found = health.situation(state.candidate, disk.running, entries, system.boot_id)
     on_trial = found is health.Situation.ON_TRIAL
     staged = state.candidate if found is health.Situation.STAGED else None
     own_entry = entries.get(disk.running)
@@ -57,7 +57,7 @@ def gather(system: System) -> Status:
     return Status(
         version=str(own.version),
         slot=disk.running,
-        condition="on trial" if on_trial else "committed",
+        condition=found.value if found.unsettled else "committed",
         trial_until=booted + config.health_timeout if on_trial else 0,
         tries_left=own_entry.left if on_trial and own_entry is not None else None,
         config=config,
@@ -83,17 +83,19 @@ def slot_views(
     for name in slot.SLOTS:
         is_running, entry = name == disk.running, entries.get(name)
         known = version if is_running else (images[name].version if name in images else "")
-        found = health.situation(state.candidate, disk.running, entries)
+        found = health.situation(state.candidate, disk.running, entries, system.boot_id)
         if is_running:
-            condition = "on trial" if found is health.Situation.ON_TRIAL else "committed"
+            condition = found.value if found.unsettled else "committed"
         elif disk.slots[name].empty or entry is None:
             download = state.download
             being_written = download is not None and download.slot == name
             condition, known = ("being written" if being_written else "empty"), ""
         elif found is health.Situation.STAGED:
             condition = "staged"
-        elif entry.used_up or known in state.failed:
+        elif known in state.failed or (entry.used_up and known not in state.held):
             condition = "failed"
+        elif entry.used_up:
+            condition = "on hold"
         else:
             condition = "committed"
         views.append(SlotView(name, is_running, known, condition, entry.left if entry else None))
@@ -121,6 +123,7 @@ def as_json(status: Status) -> dict[str, object]:
         "updater": dataclasses.asdict(status.updater),
         "health": dataclasses.asdict(state.health) if state.health else None,
         "failed": {v: dataclasses.asdict(why) for v, why in state.failed.items()},
+        "given_up": list(attempts.given_up(state.download.attempts)) if state.download else [],
         "transfer": dataclasses.asdict(state.transfer) if state.transfer else None,
         "held": {v: dataclasses.asdict(why) for v, why in state.held.items()},
         "messages_waiting": len(state.events),
@@ -138,6 +141,8 @@ def as_text(status: Status) -> str:
         if status.tries_left is not None:
             running_words += f" ({status.tries_left} more tries)"
     lines.append(("Running", running_words))
+    if status.condition == health.Situation.LEFT.value:
+        running_words += "; the other slot is the next to start: run `reboot`"
     for view in status.slots:
         if not view.running:
             what = f"{view.version}, {view.condition}" if view.version else view.condition
@@ -147,6 +152,8 @@ def as_text(status: Status) -> str:
     lines.append(("Checked", _check(state, now)))
     if status.updater.operation != "idle":
         lines.append(("Updater", _at_work(status.updater)))
+    if state.download is not None:
+        lines += [("Given up", words) for words in attempts.given_up(state.download.attempts)]
     if status.restart and state.candidate is not None:
         lines.append(("Staged", f"{state.candidate.version}; {status.restart}"))
     if state.transfer is not None:
@@ -174,10 +181,8 @@ def _check(state: State, now: float) -> str:
 
 def _transfer(last: Transfer) -> str:
     fetched, written = size_words(last.fetched), size_words(last.written)
-    return (
-        f"{last.version} by {last.way}: {fetched} fetched, {written} written "
-        f"in {last.seconds:.0f} s"
-    )
+    words = f"{last.version} by {last.way}: {fetched} fetched, {written} written"
+    return "; ".join([f"{words} in {last.seconds:.0f} s", *(f"not {why}" for why in last.instead)])
 
 
 def _at_work(progress: lock.Progress) -> str:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import shlex
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from proa.machine.assignments import assignments
 from proa.machine.errors import Code, MachineError
 from proa.machine.files import Files
 from proa.wire.version import Version, VersionError, parse
@@ -198,21 +198,6 @@ def running(system: System) -> Running:
         ) from None
     built = release.get("BUILD_ID", "")
     return Running(version, int(built) if built.isdigit() else 0)
-
-
-def assignments(text: str) -> Mapping[str, str]:
-    """Parse shell-like ``KEY=value`` lines; comments, blank and unreadable lines are skipped."""
-    found = {}
-    for line in text.splitlines():
-        key, equals, value = line.strip().removeprefix("export ").partition("=")
-        if not equals or not key.replace("_", "").isalnum():
-            continue
-        try:
-            words = shlex.split(value, comments=True)
-        except ValueError:
-            continue
-        found[key] = " ".join(words)
-    return found
 
 
 def size_words(count: int) -> str:

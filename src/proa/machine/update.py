@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from proa.machine import attempts, fetch, health, lock, payload, plan, reboot, slot, stage
 from proa.machine import config as configuration
-from proa.machine import fetch, health, lock, payload, plan, reboot, slot, stage
 from proa.machine.boot import Loaders
 from proa.machine.errors import Code, MachineError
 from proa.machine.report import Offer, Server
@@ -36,13 +36,33 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a way to a release takes: ``kind`` delta, full or images; ``origin`` a delta's version.
+
+    ``fetch`` and ``write`` are bytes, ``seconds`` a guess from the last transfer. ``refused`` says
+    why no smaller way is gone.
+    """
+
+    kind: str
+    origin: str
+    fetch: int
+    write: int
+    seconds: float | None
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How it went. ``version`` is the one on offer, "" for none; ``staged`` that it is in place."""
+    """How it went. ``version`` is the one on offer, "" for none; ``staged`` that it is in place.
+
+    ``cost`` is told where that version was not taken yet.
+    """
 
     words: str
     version: str = ""
     staged: bool = False
     reboot: str = ""
+    cost: Cost | None = None
 
 
 # What the server is told an error was, where it is told of one. Refusals by rule (older, failed
@@ -158,8 +178,9 @@ class _Run:
             found = self.system.apart(lambda: self._trusted_release(offer, disk))
             choice = self._choose(found, disk, config)
             if self.options.check_only:
-                words = self._words(found, choice)
-                return self._done(Outcome(f"{offered} is available: {words}", offered), config)
+                cost = self._cost(found, choice)
+                words = f"{offered} is available: {_words(choice.ways[0], cost)}"
+                return self._done(Outcome(words, offered, cost=cost), config)
             self._install(found, choice, disk)
             return self._done(Outcome(f"{offered} is staged", offered, staged=True), config)
         except MachineError as error:
@@ -181,7 +202,7 @@ class _Run:
         state, disk = self.store.load(), slot.find(self.system)
         entries = Loaders(self.system).entries()
         candidate, waiting = state.candidate, entries.get(disk.passive.name)
-        found = health.situation(candidate, disk.running, entries)
+        found = health.situation(candidate, disk.running, entries, self.system.boot_id)
         staged = ""
         if candidate is not None and candidate.slot != disk.running:
             ready = waiting is not None and waiting.left != 0 and not disk.passive.empty
@@ -192,7 +213,7 @@ class _Run:
             running=self.running.version,
             offered=offer.version,
             staged=staged,
-            on_trial=found is health.Situation.ON_TRIAL,
+            on_trial=found.unsettled,
             avoided=avoided,
             force=self.options.force,
             allow_downgrade=self.options.allow_downgrade,
@@ -211,19 +232,29 @@ class _Run:
             encoder=payload.encoder(),
             room=self.system.free(self.system.state_dir),
             setting=config.payload,
+            given_up=self._given_up(found, disk),
         )
 
-    def _words(self, found: Found, choice: plan.Choice) -> str:
-        """Say what the chosen way takes, and why it was not a smaller one."""
+    def _given_up(self, found: Found, disk: slot.Disk) -> Mapping[str, str]:
+        """Say of ways, by name, why earlier runs have given them up."""
+        begun = self.store.load().download
+        wanted = (str(found.manifest.version), disk.passive.name)
+        if begun is None or (begun.version, begun.slot) != wanted:
+            return {}
+        # The lock is ours: a note that is open is of a run that died.
+        tried = attempts.counted(begun, payload.kept_bytes(self.system))
+        heads = ((name, signed.head_sha256) for name, signed in found.payloads.items())
+        reasons = {name: attempts.why_not(tried[head]) for name, head in heads if head in tried}
+        return {name: why for name, why in reasons.items() if why}
+
+    def _cost(self, found: Found, choice: plan.Choice) -> Cost:
         best = choice.ways[0]
         writes = sum(file.size for file in found.files.values())
-        words = f"{best.words}, {size_words(best.size)} to fetch and {size_words(writes)} to write"
-        last = self.store.load().transfer
-        if last is not None and last.seconds > 0:
+        last, seconds = self.store.load().transfer, None
+        if last is not None and last.seconds > 0 and last.fetched + last.written > 0:
             speed = (last.fetched + last.written) / last.seconds
-            words += f", about {(best.size + writes) / speed:.0f} s as fast as the last time"
-        smaller = [f"not {reason}" for reason in choice.refused]
-        return "; ".join([words, *smaller])
+            seconds = round((best.size + writes) / speed, 1)
+        return Cost(best.kind, best.origin, best.size, writes, seconds, choice.refused)
 
     def _install(self, found: Found, choice: plan.Choice, disk: slot.Disk) -> None:
         version = str(found.manifest.version)
@@ -242,7 +273,7 @@ class _Run:
             {name: file.urls for name, file in found.files.items()},
             [found.payloads[way.name] for way in choice.ways if way.name],
         )
-        self.report(f"the way: {self._words(found, choice)}")
+        self.report(f"the way: {_words(choice.ways[0], self._cost(found, choice))}")
         self.report(
             f"writing {version} to slot {disk.passive.name}; slot {disk.running} keeps running"
         )
@@ -374,6 +405,14 @@ class _Run:
 
     def _note(self, code: Code, words: str, offered: str) -> None:
         self.store.update(check=Check(self.system.now(), int(code), words, offered))
+
+
+def _words(way: plan.Way, cost: Cost) -> str:
+    """Say what the chosen way takes, and why it was not a smaller one."""
+    words = f"{way.words}, {size_words(cost.fetch)} to fetch and {size_words(cost.write)} to write"
+    if cost.seconds is not None:
+        words += f", about {cost.seconds:.0f} s as fast as the last time"
+    return "; ".join([words, *(f"not {reason}" for reason in cost.refused)])
 
 
 def _less(avoided: Mapping[str, Avoided], version: str) -> Mapping[str, Avoided]:

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from proa.wire.codec import BLOCK, MAX_PLAIN, MAX_STORED, Algorithm, Codec, CodecError
 
@@ -363,13 +364,20 @@ class Image:
 class PlainFile:
     """Random access to a file's plain content.
 
-    Decoded clusters are kept up to ``cache`` bytes, the last used ones. A cluster is decoded as a
-    whole, so one of mkfs.erofs's largest (a file of zeros: 8 MiB, :data:`MAX_PLAIN` at most) takes
-    that much while it is read.
+    Decoded clusters are kept up to ``cache`` bytes, the last used ones. One that is decoded a
+    second time is kept on disk from then on, if there is ``scratch`` to open a file there: copies
+    that jump about in a large file would decode each of its clusters a hundred times. A cluster is
+    decoded as a whole, so one of mkfs.erofs's largest (a file of zeros: 8 MiB, :data:`MAX_PLAIN` at
+    most) takes that much while it is read.
     """
 
     def __init__(
-        self, read: Read, extents: Sequence[Extent], codec: Codec, cache: int = 4 << 20
+        self,
+        read: Read,
+        extents: Sequence[Extent],
+        codec: Codec,
+        cache: int = 4 << 20,
+        scratch: Callable[[], BinaryIO] | None = None,
     ) -> None:
         self._read = read
         self._extents = extents
@@ -378,6 +386,10 @@ class PlainFile:
         self._room = cache
         self._held = 0
         self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._decoded: set[int] = set()
+        self._scratch = scratch
+        self._disk: BinaryIO | None = None
+        self._on_disk: set[int] = set()
         self.size = extents[-1].logical + extents[-1].plain if extents else 0
 
     def read(self, offset: int, size: int) -> bytes:
@@ -401,6 +413,10 @@ class PlainFile:
         if extent.algorithm == "raw":
             return self._exactly(extent.physical + start, size)
         data = self._cache.get(index)
+        if data is None and index in self._on_disk:
+            part = self._from_disk(extent.logical + start, size)
+            if part is not None:
+                return part
         if data is None:
             # Room first: the new one and the old ones are never held together.
             while self._cache and self._held + extent.plain > self._room:
@@ -412,9 +428,35 @@ class PlainFile:
                 raise ErofsError(f"the cluster at {extent.physical}: {error}") from None
             self._cache[index] = data
             self._held += len(data)
+            if index in self._decoded:
+                self._to_disk(index, data)
+            self._decoded.add(index)
         else:
             self._cache.move_to_end(index)
         return data if size == len(data) else data[start : start + size]
+
+    def _to_disk(self, index: int, data: bytes) -> None:
+        try:
+            if self._scratch is not None and self._disk is None:
+                self._disk = self._scratch()
+            if self._disk is not None:
+                self._disk.seek(self._extents[index].logical)
+                self._disk.write(data)
+                self._on_disk.add(index)
+        except OSError:
+            # Without room it only takes longer.
+            self._scratch = self._disk = None
+            self._on_disk.clear()
+
+    def _from_disk(self, offset: int, size: int) -> bytes | None:
+        if self._disk is None:
+            return None
+        try:
+            self._disk.seek(offset)
+            data = self._disk.read(size)
+        except OSError:
+            return None
+        return data if len(data) == size else None
 
     def _exactly(self, offset: int, size: int) -> bytes:
         data = self._read(offset, size)

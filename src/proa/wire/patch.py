@@ -29,6 +29,7 @@ bytes. Both go on from one file to the next.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 import struct
@@ -86,8 +87,38 @@ class Numbers:
 
     def signed(self) -> int:
         """Return the next number, zigzag: 0, -1, 1, -2, ..."""
-        value = self.next()
-        return (value >> 1) ^ -(value & 1)
+        return _signed(self.next())
+
+    def column(self, count: int, most: int) -> array[int]:
+        """Return the next ``count`` numbers, of which none may be above ``most``."""
+        found = _numbers_up_to(most)
+        for _ in range(count):
+            value = self.next()
+            if value > most:
+                raise PatchError("a copy is longer than the file")
+            found.append(value)
+        return found
+
+    def each(self) -> Iterator[int]:
+        """Yield all numbers that are left; more are asked for in vain."""
+        # There are millions of them, most below 128: this is next() without its calls.
+        data, end = self._data, self._end
+        while self.at < end:
+            byte = data[self.at]
+            if byte < 128:
+                self.at += 1
+                yield byte
+            else:
+                yield self.next()
+        raise PatchError("the control stream ends early")
+
+
+def _numbers_up_to(most: int) -> array[int]:
+    return array("I" if most < 1 << 32 else "Q")
+
+
+def _signed(value: int) -> int:
+    return (value >> 1) ^ -(value & 1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +158,21 @@ class Segments:
             yield start, stop, self.bias(start)
 
 
+def _in_order(values: array[int]) -> Iterator[int]:
+    """Yield the indexes of ``values`` from the smallest value to the largest, equal ones in order.
+
+    What sorted() makes of all at once would be the peak of the memory of a whole update.
+    """
+    chunks = (
+        array("I", sorted(range(at, min(at + _CHUNK, len(values))), key=values.__getitem__))
+        for at in range(0, len(values), _CHUNK)
+    )
+    return heapq.merge(*chunks, key=values.__getitem__)
+
+
+_CHUNK = 1 << 14
+
+
 class AddressMap:
     """Old address to new address, as a step function of differences that is nowhere undefined."""
 
@@ -140,7 +186,7 @@ class AddressMap:
             high.append(end)
             change.append(delta)
         kept_start, kept_end, kept_delta = array("Q"), array("Q"), array("q")
-        for index in sorted(range(len(low)), key=low.__getitem__):
+        for index in _in_order(low):
             start, end = low[index], high[index]
             if kept_end and start < kept_end[-1]:
                 if end <= kept_end[-1] or end - start <= kept_end[-1] - kept_start[-1]:
@@ -847,9 +893,13 @@ def address_steps(
     copies: Copies, old: Segments, new: Segments, more: Iterable[tuple[int, int, int]] = ()
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (old address, end, new - old) of all copies, and ``more`` of the same after them."""
+    edges = sorted({edge for at, size, _ in old.loads for edge in (at, at + size)})
     for length, start, to in zip(copies.length, copies.old, copies.new, strict=True):
         if length:
-            for low, high, bias in old.cut(start, start + length):
+            end = start + length
+            whole = bisect_right(edges, start) == bisect_left(edges, end)
+            pieces = ((start, end, old.bias(start)),) if whole else old.cut(start, end)
+            for low, high, bias in pieces:
                 place = to + low - start
                 delta = place + new.bias(place) - low - bias
                 yield low + bias, high + bias, delta
@@ -889,14 +939,17 @@ def predict(
 
 @dataclass(frozen=True)
 class Control:
-    """A control stream taken apart. The runs are read while the copies are made."""
+    """A control stream taken apart. The runs are read while the copies are made.
+
+    ``steps`` are columns: address, end, change of each.
+    """
 
     kind: int
     old_size: int
     copies: Copies
     segments: Segments
     btf_strings: int | None
-    steps: tuple[tuple[int, int, int], ...]
+    steps: tuple[Sequence[int], Sequence[int], Sequence[int]]
     gaps: Numbers
     runs: Numbers
     run_count: int
@@ -912,7 +965,8 @@ def read_control(control: bytes, new_size: int) -> Control:
         raise PatchError("a file is too large")
     if count > MAX_COPIES:
         raise PatchError("too many copies")
-    segments, steps = Segments(), []
+    segments = Segments()
+    step_starts, step_ends, step_changes = array("Q"), array("Q"), array("q")
     btf_strings: int | None = None
     if kind == ELF:
         relocatable, loads = numbers.next(), numbers.next()
@@ -939,26 +993,23 @@ def read_control(control: bytes, new_size: int) -> Control:
             size, delta = numbers.next(), numbers.signed()
             if at + size >= 1 << 61 or abs(delta) >= 1 << 61:
                 raise PatchError("a step is too large")
-            steps.append((at, at + size, delta))
+            step_starts.append(at)
+            step_ends.append(at + size)
+            step_changes.append(delta)
     run_count, gap_bytes = numbers.next(), numbers.next()
     if run_count > len(control):
         raise PatchError("too many runs")
-    length, extra = array("Q"), array("Q")
-    old, new = array("Q"), array("Q")
-    made = 0
-    for _ in range(count):
-        length.append(numbers.next())
-    for _ in range(count):
-        extra.append(numbers.next())
-    at = 0
-    for index in range(count):
+    length, extra = numbers.column(count, old_size), numbers.column(count, new_size)
+    old, new = _numbers_up_to(old_size), _numbers_up_to(new_size)
+    at = made = 0
+    for size, more in zip(length, extra, strict=True):
         at += numbers.signed()
-        if not 0 <= at <= at + length[index] <= old_size:
+        if not 0 <= at <= at + size <= old_size:
             raise PatchError("a copy lies outside the old file")
         old.append(at)
         new.append(made)
-        at += length[index]
-        made += length[index] + extra[index]
+        at += size
+        made += size + more
         if made > new_size:
             raise PatchError("the patch makes more than the new file")
     if made != new_size:
@@ -966,40 +1017,46 @@ def read_control(control: bytes, new_size: int) -> Control:
     gaps = Numbers(control, numbers.at, numbers.at + gap_bytes)
     runs = Numbers(control, numbers.at + gap_bytes, len(control))
     copies = Copies(length, old, new, extra)
-    return Control(
-        kind, old_size, copies, segments, btf_strings, tuple(steps), gaps, runs, run_count
-    )
+    steps = (step_starts, step_ends, step_changes)
+    return Control(kind, old_size, copies, segments, btf_strings, steps, gaps, runs, run_count)
 
 
 def apply(
     control: bytes, diff: Stream, extra: Stream, old: Reader, new_size: int
 ) -> Iterator[bytes]:
-    """Yield the new file in order, in pieces of at most :data:`PIECE` bytes.
+    """Yield the new file in order, in pieces of some :data:`PIECE` bytes, twice that at most.
 
     ``control`` is this file's whole control stream; ``diff(n)`` and ``extra(n)`` return the next n
     bytes of theirs, and ``old(offset, n)`` n bytes of the old file. Raises :class:`PatchError`;
     what was yielded before is then worth nothing.
     """
+    made = bytearray()
     try:
-        yield from _apply(read_control(control, new_size), diff, extra, old)
+        for piece in _apply(read_control(control, new_size), diff, extra, old):
+            made += piece
+            if len(made) >= PIECE:
+                yield bytes(made)
+                made.clear()
     except (struct.error, OverflowError) as error:
         raise PatchError(f"the patch has a number that does not fit: {error}") from None
+    if made:
+        yield bytes(made)
 
 
-def _apply(control: Control, diff: Stream, extra: Stream, old: Reader) -> Iterator[bytes]:
+def _apply(
+    control: Control, diff: Stream, extra: Stream, old: Reader
+) -> Iterator[bytes | bytearray]:
     copies = control.copies
     layout: Layout | None = None
     if control.kind == ELF:
         layout = read_layout(old, control.old_size, control.btf_strings)
-        steps = address_steps(copies, layout.segments, control.segments, control.steps)
+        more_steps = zip(*control.steps, strict=True)
+        steps = address_steps(copies, layout.segments, control.segments, more_steps)
         addresses = AddressMap(steps)
-    runs_left = control.run_count
-    gap = control.gaps.next() if runs_left else MAX_FILE
-    run = control.runs.next() if runs_left else 0
+    runs = _Runs(control)
     for length, start, to, more in zip(
         copies.length, copies.old, copies.new, copies.extra, strict=True
     ):
-        shift = 0
         for done in range(0, length, PIECE):
             at = start + done
             piece: bytes | bytearray = _read(old, at, min(PIECE, length - done), control.old_size)
@@ -1007,34 +1064,70 @@ def _apply(control: Control, diff: Stream, extra: Stream, old: Reader) -> Iterat
                 place = to + done
                 shift = place + control.segments.bias(place) - at - layout.segments.bias(at)
                 piece = predict(layout, addresses, at, bytes(piece), shift)
-            size = len(piece)
-            if gap < size:
-                out = bytearray(piece)
-                at = 0
-                while at + gap < size:
-                    at += gap
-                    count = min(run, size - at)
-                    _add(out, at, _take(diff, count))
-                    at += count
-                    run -= count
-                    gap = 0
-                    if not run:
-                        runs_left -= 1
-                        if not runs_left:
-                            gap = MAX_FILE
-                            break
-                        gap, run = control.gaps.next(), control.runs.next()
-                        if not run:
-                            raise PatchError("a run is empty")
-                gap -= size - at
-                piece = out
+            if runs.gap < len(piece):
+                yield _corrected(piece, runs.within(len(piece)), diff)
             else:
-                gap -= size
-            yield bytes(piece)
+                runs.gap -= len(piece)
+                yield piece
         for done in range(0, more, PIECE):
             yield _take(extra, min(PIECE, more - done))
-    if runs_left:
+    if runs.left:
         raise PatchError("there are more differences than bytes that were copied")
+
+
+class _Runs:
+    """Where the copied bytes differ: ``gap`` equal ones are next, then a run of different ones."""
+
+    def __init__(self, control: Control) -> None:
+        self._gaps, self._lengths = control.gaps.each(), control.runs.each()
+        self.left = control.run_count
+        self.gap, self._run = MAX_FILE, 0
+        if self.left:
+            self.gap, self._run = next(self._gaps), next(self._lengths)
+
+    def within(self, size: int) -> list[tuple[int, int]]:
+        """Return (place, length) of each run, or part of one, in the next ``size`` bytes."""
+        gaps, lengths, gap, run = self._gaps, self._lengths, self.gap, self._run
+        found = []
+        at = 0
+        while at + gap < size:
+            at += gap
+            count = min(run, size - at)
+            found.append((at, count))
+            at += count
+            run -= count
+            gap = 0
+            if not run:
+                self.left -= 1
+                if not self.left:
+                    gap = MAX_FILE
+                    break
+                gap, run = next(gaps), next(lengths)
+                if not run:
+                    raise PatchError("a run is empty")
+        self.gap, self._run = gap - (size - at), run
+        return found
+
+
+def _corrected(piece: bytes | bytearray, runs: Sequence[tuple[int, int]], diff: Stream) -> bytes:
+    """Return ``piece`` with its differences added."""
+    data = _take(diff, sum(count for _, count in runs))
+    taken = 0
+    if len(runs) < _FEW:
+        out = bytearray(piece)
+        for at, count in runs:
+            _add(out, at, data[taken : taken + count])
+            taken += count
+        return bytes(out)
+    differences = bytearray(len(piece))
+    for at, count in runs:
+        differences[at : at + count] = data[taken : taken + count]
+        taken += count
+    return _sum(piece, differences)
+
+
+# From so many runs on the differences of a piece are added at once.
+_FEW = 8
 
 
 def _take(stream: Stream, count: int) -> bytes:
@@ -1052,10 +1145,14 @@ def _add(out: bytearray, at: int, data: bytes) -> None:
             out[at] = (out[at] + byte) & 255
             at += 1
         return
-    # Two big integers added with the carry between bytes kept out: the top bit of every byte
-    # is added without carry.
-    low = int.from_bytes(b"\x7f" * count, "little")
-    one = int.from_bytes(out[at : at + count], "little")
-    two = int.from_bytes(data, "little")
+    out[at : at + count] = _sum(out[at : at + count], data)
+
+
+def _sum(first: bytes | bytearray, second: bytes | bytearray) -> bytes:
+    """Add two strings of one length, byte by byte modulo 256."""
+    # As two big integers with the carry between bytes kept out: the top bit of every byte is added
+    # without carry.
+    low = int.from_bytes(b"\x7f" * len(first), "little")
+    one, two = int.from_bytes(first, "little"), int.from_bytes(second, "little")
     total = ((one & low) + (two & low)) ^ ((one ^ two) & ~low)
-    out[at : at + count] = total.to_bytes(count, "little")
+    return total.to_bytes(len(first), "little")

@@ -27,6 +27,7 @@ WINDOW_HASH = 16  # bytes of its sha256 that are kept: no second preimage in 2^1
 # What a reader must be ready to hold; anything more is refused before it is read.
 MAX_HEAD = 1 << 20
 MAX_BLOB = 12 << 20
+MAX_TABLE = 1 << 10  # bytes of a blob in front of its sections: 13 of them have some 300
 MAX_SECTION = 1 << 30  # bytes of a section when unpacked; they are streamed
 MAX_PLAN = 8 << 20
 MAX_ENTRIES = 1 << 17  # sources, extents, items and steps of a plan, together
@@ -399,11 +400,14 @@ def dump_blob(
     return out.done()
 
 
-def load_blob(data: bytes) -> Blob:
-    """Parse a blob's table, or raise :class:`PayloadError`."""
-    if len(data) > MAX_BLOB:
-        raise PayloadError(f"a blob has {len(data)} bytes; at most {MAX_BLOB} are allowed")
-    read = Reader(data, "a blob")
+def load_blob(start: bytes, size: int) -> Blob:
+    """Parse the table of a blob of ``size`` bytes, or raise :class:`PayloadError`.
+
+    ``start`` are its first :data:`MAX_TABLE` bytes, or all of it.
+    """
+    if size > MAX_BLOB:
+        raise PayloadError(f"a blob has {size} bytes; at most {MAX_BLOB} are allowed")
+    read = Reader(start[:MAX_TABLE], "a blob")
     count = read.number("the number of lanes", MAX_LANES)
     plan = _load_section(read, MAX_PLAN)
     lanes = tuple(
@@ -415,11 +419,12 @@ def load_blob(data: bytes) -> Blob:
         for _ in range(count)
     )
     sections = [plan, *(section for lane in lanes for section in lane)]
-    if sum(section.stored for section in sections) != read.left:
+    content = min(len(start), MAX_TABLE) - read.left
+    if content + sum(section.stored for section in sections) != size:
         raise PayloadError("a blob's sections do not fill it")
     if sum(section.window for section in sections) > MAX_WINDOWS:
         raise PayloadError("a blob asks for too much memory")
-    return Blob(plan, lanes, len(data) - read.left)
+    return Blob(plan, lanes, content)
 
 
 def _load_section(read: Reader, most: int) -> Section:

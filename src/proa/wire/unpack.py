@@ -19,6 +19,7 @@ from proa.wire.codec import Codec, CodecError, Encoding
 from proa.wire.erofs import ErofsError, PlainFile
 from proa.wire.payload import (
     MAX_LANES,
+    MAX_TABLE,
     Blob,
     Copy,
     Drop,
@@ -43,6 +44,7 @@ from proa.wire.payload import (
 _MAX_WINDOW_LOG = 23
 
 PIECE = 1 << 18  # bytes of a long run that are held at once
+_FEED = 1 << 16  # packed bytes that a decoder gets at once
 
 # Old content: (offset, size) → bytes.
 ReadOld = Callable[[int, int], bytes]
@@ -53,8 +55,8 @@ class Workshop:
     """What unpacking works with.
 
     ``read`` gives (image, offset, size) → exactly size bytes, or raises OSError. ``codec`` is the
-    compressor of the machine. ``scratch`` opens a nameless file on disk, for old content that has
-    to be unpacked as a whole.
+    compressor of the machine. ``scratch`` opens a nameless file on disk, or raises OSError: for old
+    content that has to be unpacked as a whole, and for what would be unpacked again and again.
     """
 
     read: Callable[[Image, int, int], bytes]
@@ -62,32 +64,44 @@ class Workshop:
     scratch: Callable[[], BinaryIO]
 
 
-def unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class Stored:
+    """A group's blob: its bytes and how to get at them: ``read(offset, size)`` gives exactly size.
+
+    It is read piece by piece, so that a blob in a file takes no memory.
+    """
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+def held(data: bytes) -> Stored:
+    """Return a blob that lies in memory."""
+    return Stored(len(data), lambda offset, size: data[offset : offset + size])
+
+
+def unpack(blob: Stored, shop: Workshop) -> Iterator[bytes]:
     """Yield the output of a group's blob in order, in pieces of at most a cluster.
 
     Raises :class:`PayloadError` where the blob does not do what it says, OSError where an old
     image cannot be read.
     """
     try:
-        yield from _unpack(data, shop)
+        yield from _unpack(blob, shop)
     except (patch.PatchError, CodecError, ErofsError) as error:
         raise PayloadError(str(error)) from None
 
 
-def _unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
-    blob = load_blob(data)
-    content = memoryview(data)[blob.content :]
-    plan = load_plan(_Section(blob.plan, content[: blob.plan.stored], shop.codec).all())
-    if len(plan.lanes) != len(blob.lanes):
-        raise PayloadError("a plan has other lanes than its blob")
+def _unpack(stored: Stored, shop: Workshop) -> Iterator[bytes]:
+    blob, plan = _open_blob(stored, shop.codec)
     lanes: dict[int, _Lane] = {}
-    end = len(content)
+    end = stored.size
     # From the last to the first, for a lane may take from those behind it.
     for number in reversed(range(len(plan.lanes))):
         streams: list[_Section] = []
         for section in reversed(blob.lanes[number]):
-            streams.insert(0, _Section(section, content[end - section.stored : end], shop.codec))
             end -= section.stored
+            streams.insert(0, _Section(section, stored, end, shop.codec))
         lanes[number] = _Lane(plan.lanes[number], streams, plan, lanes.copy(), shop)
     takers: dict[int, _Lane | _Aside] = dict(lanes)
     held = 0
@@ -99,6 +113,14 @@ def _unpack(data: bytes, shop: Workshop) -> Iterator[bytes]:
             yield from _perform(step, takers, plan, shop)
     for lane in lanes.values():
         lane.end()
+
+
+def _open_blob(stored: Stored, codec: Codec) -> tuple[Blob, Plan]:
+    blob = load_blob(stored.read(0, min(stored.size, MAX_TABLE)), stored.size)
+    plan = load_plan(_Section(blob.plan, stored, blob.content, codec).all())
+    if len(plan.lanes) != len(blob.lanes):
+        raise PayloadError("a plan has other lanes than its blob")
+    return blob, plan
 
 
 def _perform(
@@ -205,10 +227,13 @@ def _open(source: Source, shop: Workshop, files: contextlib.ExitStack) -> ReadOl
     def read(offset: int, size: int) -> bytes:
         return shop.read(source.image, offset, size)
 
-    file = PlainFile(read, source.extents, shop.codec)
+    def scratch() -> BinaryIO:
+        return files.enter_context(shop.scratch())
+
+    file = PlainFile(read, source.extents, shop.codec, scratch=scratch)
     if source.inner is None:
         return file.read
-    return _inner(file.read, source.inner, shop, files.enter_context(shop.scratch()))
+    return _inner(file.read, source.inner, shop, scratch())
 
 
 def _inner(read: ReadOld, inner: Inner, shop: Workshop, scratch: BinaryIO) -> ReadOld:
@@ -246,10 +271,10 @@ def _frame(frame: Frame, lane: _Lane, shop: Workshop) -> Iterator[bytes]:
 class _Section:
     """A section's bytes, unpacked as they are read and never more than it says."""
 
-    def __init__(self, section: Section, data: memoryview, codec: Codec) -> None:
+    def __init__(self, section: Section, blob: Stored, start: int, codec: Codec) -> None:
         self._left = section.plain
         self._rest = bytearray()
-        self._pieces = _unpacked(section, data, codec)
+        self._pieces = _unpacked(section, _fed(blob, start, start + section.stored), codec)
 
     def all(self) -> bytes:
         """Return the whole."""
@@ -276,20 +301,25 @@ class _Section:
             raise PayloadError("a section unpacks to more than is used")
 
 
-def _unpacked(section: Section, data: memoryview, codec: Codec) -> Iterator[bytes]:
+def _fed(blob: Stored, start: int, end: int) -> Iterator[bytes]:
+    """Yield packed bytes in small pieces: a decoder copies what it was given and has not used."""
+    for at in range(start, end, _FEED):
+        yield blob.read(at, min(_FEED, end - at))
+
+
+def _unpacked(section: Section, packed: Iterator[bytes], codec: Codec) -> Iterator[bytes]:
     match section.packing:
         case Packing.NONE:
-            for start in range(0, len(data), PIECE):
-                yield bytes(data[start : start + PIECE])
+            yield from packed
         case Packing.ZSTD:
             window_log = section.window.bit_length() - 1
-            yield from codec.zstd.decode_frame([bytes(data)], window_log)
+            yield from codec.zstd.decode_frame(packed, window_log)
         case Packing.LZMA:
-            yield from _lzma(section, bytes(data))
+            yield from _lzma(section, packed)
 
 
-def _lzma(section: Section, data: bytes) -> Iterator[bytes]:
-    if not data:
+def _lzma(section: Section, packed: Iterator[bytes]) -> Iterator[bytes]:
+    if not section.stored:
         return
     settings, lc = divmod(section.lclppb, 9)
     pb, lp = divmod(settings, 5)
@@ -304,9 +334,12 @@ def _lzma(section: Section, data: bytes) -> Iterator[bytes]:
     ]
     try:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-        yield decoder.decompress(data, PIECE)
-        while not decoder.eof and not decoder.needs_input:
-            yield decoder.decompress(b"", PIECE)
+        for piece in packed:
+            if decoder.eof:
+                raise PayloadError("something follows a section")
+            yield decoder.decompress(piece, PIECE)
+            while not decoder.eof and not decoder.needs_input:
+                yield decoder.decompress(b"", PIECE)
         if not decoder.eof:
             raise PayloadError("a section is cut off")
         if decoder.unused_data:
@@ -320,15 +353,11 @@ def look_into(data: bytes, codec: Codec) -> tuple[Blob, Plan, tuple[bytes, ...]]
 
     For tools that explain a payload. Raises :class:`PayloadError` like :func:`unpack`.
     """
-    blob = load_blob(data)
-    content = memoryview(data)[blob.content :]
-    plan = load_plan(_Section(blob.plan, content[: blob.plan.stored], codec).all())
-    if len(plan.lanes) != len(blob.lanes):
-        raise PayloadError("a plan has other lanes than its blob")
+    stored = held(data)
+    blob, plan = _open_blob(stored, codec)
     controls = []
-    at = blob.plan.stored
+    at = blob.content + blob.plan.stored
     for sections in blob.lanes:
-        control = sections[0]
-        controls.append(_Section(control, content[at : at + control.stored], codec).all())
+        controls.append(_Section(sections[0], stored, at, codec).all())
         at += sum(section.stored for section in sections)
     return blob, plan, tuple(controls)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proa.machine import pe
+from proa.machine.assignments import assignments
 from proa.machine.boot import Entry
-from proa.machine.system import System, assignments
+from proa.machine.system import System
 
 _NAME = re.compile(r"proa-(?P<slot>[ab])(?:\+(?P<left>[0-9]{1,3})(?:-(?P<done>[0-9]{1,3}))?)?\.efi")
 

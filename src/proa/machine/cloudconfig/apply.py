@@ -8,60 +8,67 @@ document, or a missing file, is applied anew. A failed change is told and the ot
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
 
-from proa.machine.cloudconfig import files
+from proa.machine.cloudconfig import access, accounts, authorized, placing
 from proa.machine.cloudconfig.changes import (
-    UPDATE_CONF,
+    AppendFile,
     AuthorizeKeys,
     Change,
+    ChangePower,
     CommandUnit,
+    CommandUnitOnce,
+    CreateFile,
+    DeleteHostKeys,
+    DisableUnit,
+    DownloadFile,
     EnableUnit,
+    EnsureGroup,
     EnsureUser,
+    FetchFile,
+    ImportKeys,
+    JoinGroup,
+    MakeDirectory,
+    MakeFileSystem,
+    MakeHostKey,
+    MakeLink,
+    MakeSwapFile,
     MaskUnit,
+    Mount,
+    PartitionDisk,
+    PhoneHome,
+    PlaceHostKey,
+    ReloadSshd,
     ReloadUnits,
     RestartNetwork,
+    RestartService,
+    RunScript,
+    SayFinal,
+    SeedRandom,
+    SetEnvironment,
     SetHostname,
+    SetHosts,
+    SetMounts,
+    SetPassword,
+    SetTimezone,
     SetUpdateSettings,
+    SshdSettings,
+    StartScript,
+    StartUnit,
+    SudoRules,
+    TellHostKeys,
+    TrustCertificates,
     UnmaskUnit,
     WriteFile,
     describe,
+    happens_once,
     identity,
     wish,
 )
 from proa.machine.cloudconfig.files import FileProblem
+from proa.machine.cloudconfig.machine import CommandFailed, FetchFailed, Machine, Status
 from proa.machine.cloudconfig.parse import printable
-
-Status = Literal["done", "unchanged", "kept", "failed", "skipped"]
-
-COMMAND_TIMEOUT = 60.0
-"""Seconds; useradd and systemctl take far less even under emulation."""
-
-_MAX_FILE = 64 * 1024 * 1024
-_KEYS_BEGIN = "# proa cloud-config: begin (written at boot; put your own keys outside)"
-_KEYS_END = "# proa cloud-config: end"
-
-
-class CommandFailed(Exception):
-    """A program did not do what it was called for."""
-
-
-Run = Callable[[Sequence[str], bytes], None]
-"""Run a program with this standard input; raises :class:`CommandFailed`."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The edges: a root directory, a way to run programs, and the kernel's host name."""
-
-    root: Path
-    run: Run
-    set_hostname: Callable[[str], None]
+from proa.machine.record import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -82,336 +89,257 @@ class Outcome:
         return any(result.status == "failed" for result in self.results)
 
 
-def run_program(command: Sequence[str], stdin: bytes = b"") -> None:
-    """Run a program; its last line of output is the reason if it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=COMMAND_TIMEOUT,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
-        )
-    except FileNotFoundError:
-        raise CommandFailed(f"{command[0]} is not on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{command[0]} took more than {COMMAND_TIMEOUT:.0f} s") from None
-    if done.returncode:
-        lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise CommandFailed(f"{command[0]}: {printable(lines[-1], 200)} ({done.returncode})")
+def apply(
+    changes: Iterable[Change],
+    machine: Machine,
+    remembered: Mapping[str, str],
+    remember: Callable[[Outcome], None] | None = None,
+) -> Outcome:
+    """Make the changes in their order. ``remembered`` is what the last boot's outcome held.
 
-
-def apply(changes: Iterable[Change], machine: Machine, remembered: Mapping[str, str]) -> Outcome:
-    """Make the changes in their order. ``remembered`` is what the last boot's outcome held."""
+    ``remember`` is called as soon as something was done that must not be done twice, so that a
+    power cut after it does not lose that. What was begun and did not end is begun again by the
+    next boot; only a change of the power state is noted before it is made, or it might never stop.
+    """
     outcome = Outcome(remembered=dict(remembered))
-    touched: set[str] = set()  # the directories below which systemd has to look again
+    # Who has to look again, and the paths that were written.
+    touched: set[str] = set()
     for change in changes:
-        name, wanted = identity(change), wish(change)
-        same_wish = name is not None and remembered.get(name) == wanted
+        name = identity(change)
+        before = remembered.get(name, "") if name else ""
+        wanted = wish(change, like=before)
+        same_wish = before == wanted
+        if name in remembered and happens_once(change):
+            outcome.results.append(_done_before(change, same_wish))
+            continue
+        if isinstance(change, ChangePower):
+            outcome.remembered[name or ""] = wanted
+            if remember:
+                remember(outcome)
+        ended = True
         try:
-            status, note = _make(change, machine, same_wish, touched)
-        except (FileProblem, CommandFailed, OSError) as error:
+            status, note = _make(change, machine, same_wish, bool(before), touched)
+        except (FileProblem, CommandFailed, FetchFailed, OSError) as error:
             status, note = "failed", printable(str(error), 300)
+            ended = isinstance(error, CommandFailed) and error.ended
         outcome.results.append(Result(describe(change), status, note))
-        if status == "failed":
+        if not ended:
             outcome.remembered.pop(name or "", None)
-        elif name is not None and not (isinstance(change, AuthorizeKeys) and change.keep):
+        elif name is not None and not (
+            isinstance(change, AuthorizeKeys | ImportKeys) and change.keep
+        ):
             outcome.remembered[name] = wanted
+        if name is not None and not same_wish and _must_not_be_lost(change) and remember:
+            remember(outcome)
     return outcome
 
 
+def _done_before(change: Change, same_wish: bool) -> Result:
+    note = "" if same_wish else "it was done already; what the document says now is for a new one"
+    return Result(describe(change), "unchanged" if same_wish else "kept", note)
+
+
+def _must_not_be_lost(change: Change) -> bool:
+    """Doing it twice would run the owner's program again, or destroy what is on a disk."""
+    return happens_once(change) or isinstance(change, PartitionDisk | MakeFileSystem)
+
+
 def _make(
-    change: Change, machine: Machine, same_wish: bool, touched: set[str]
+    change: Change, machine: Machine, same_wish: bool, ours: bool, touched: set[str]
 ) -> tuple[Status, str]:
+    """``ours``: an earlier boot made this, perhaps otherwise, and it may be replaced."""
     match change:
         case SetHostname(name):
-            return _set_hostname(machine, name, same_wish)
+            return placing.set_hostname(machine, name, same_wish)
+        case SetHosts():
+            return placing.set_hosts(machine, change, same_wish)
+        case EnsureGroup():
+            return accounts.ensure_group(machine, change)
         case EnsureUser():
-            return _ensure_user(machine, change, same_wish)
+            return accounts.ensure_user(machine, change, same_wish)
+        case JoinGroup():
+            return accounts.join_group(machine, change, same_wish)
+        case SetPassword(password):
+            return accounts.set_password(machine, password, same_wish)
+        case SudoRules(rules):
+            return access.set_sudo_rules(machine, rules, same_wish)
         case AuthorizeKeys():
-            return _authorize(machine, change, same_wish)
+            return authorized.authorize(machine, change, same_wish)
+        case ImportKeys():
+            return authorized.import_keys(machine, change, same_wish)
+        case SshdSettings(lines):
+            status, note = access.set_sshd(machine, lines, same_wish)
+        case DeleteHostKeys():
+            status, note = access.delete_host_keys(machine, same_wish)
+        case PlaceHostKey(key):
+            status, note = access.place_host_key(machine, key, same_wish)
+        case MakeHostKey(kind):
+            status, note = access.make_host_key(machine, kind)
+        case TellHostKeys():
+            return access.tell_host_keys(machine, same_wish)
         case WriteFile():
-            status, note = _write_file(machine, change, same_wish)
+            status, note = placing.write_file(machine, change, same_wish)
+        case AppendFile():
+            status, note = placing.append_file(machine, change, same_wish)
+        case FetchFile():
+            status, note = placing.fetch_file(machine, change, same_wish)
+        case CreateFile():
+            status, note = placing.create_file(machine, change, same_wish, ours)
+        case DownloadFile():
+            status, note = placing.download_file(machine, change, same_wish, ours)
+        case MakeDirectory():
+            return placing.make_directory(machine, change, same_wish)
+        case MakeLink():
+            status, note = placing.make_link(machine, change, same_wish, ours)
         case SetUpdateSettings(settings):
-            return _set_update(machine, dict(settings), same_wish)
+            return placing.set_update(machine, dict(settings), same_wish)
+        case SetEnvironment(variables):
+            return placing.set_environment(machine, dict(variables), same_wish)
         case MaskUnit(path):
-            status, note = _mask(machine, path)
+            known = placing.unit_exists(machine, path.rpartition("/")[2])
+            status, note = placing.mask(machine, path)
+            if not known:
+                return status, note  # systemd knows nothing that it would have to forget
         case UnmaskUnit(path):
-            status, note = _unmask(machine, path)
+            status, note = placing.unmask(machine, path)
         case EnableUnit(name, runtime):
-            status, note = _enable(machine, name, runtime, same_wish)
+            status, note = placing.enable(machine, name, runtime, same_wish)
+        case DisableUnit(name):
+            status, note = placing.disable(machine, name, same_wish)
         case ReloadUnits():
             if "system" not in touched:
                 return "skipped", "no unit changed"
             machine.run(("systemctl", "daemon-reload"), b"")
+            touched.discard("system")  # another stage may be done with this one
+            return "done", ""
+        case ReloadSshd():
+            if "sshd" not in touched:
+                return "skipped", "nothing of sshd changed"
+            machine.run(("systemctl", "--no-block", "try-reload-or-restart", "ssh.service"), b"")
             return "done", ""
         case RestartNetwork():
-            if "network" not in touched:
-                return "skipped", "no network file changed"
-            machine.run(("systemctl", "--no-block", "try-restart", "systemd-networkd.service"), b"")
-            return "done", ""
-        case CommandUnit(name, command):
+            return _restart_network(machine, touched)
+        case CommandUnit(name, command, if_there):
+            if if_there and not placing.unit_exists(machine, name):
+                return "skipped", "there is no such unit in this version"
             machine.run(("systemctl", "--no-block", command, "--", name), b"")
             return "done", ""
+        case CommandUnitOnce(name, command):
+            if same_wish:
+                return "unchanged", ""
+            machine.run(("systemctl", "--no-block", command, "--", name), b"")
+            return "done", ""
+        case RestartService(unit, folder):
+            if folder not in touched:
+                return "skipped", "none of its files changed"
+            machine.run(("systemctl", "--no-block", "try-restart", "--", unit), b"")
+            touched.discard(folder)  # it has looked; the network's restart need not do it again
+            return "done", ""
+        case SetTimezone(zone):
+            return placing.set_timezone(machine, zone, same_wish)
+        case StartUnit(name, paths):
+            command = "start" if touched.isdisjoint(paths) else "restart"
+            machine.run(("systemctl", "--no-block", command, "--", name), b"")
+            return "done", ""
+        case StartScript():
+            return placing.start_script(machine, change, same_wish)
+        case _:
+            return _make_rare(change, machine, same_wish)
     if status == "done":
-        touched |= _systemd_folder(change)
+        touched |= _touches(change)
     return status, note
 
 
-def _systemd_folder(change: Change) -> set[str]:
-    """Which of systemd's directories, "system" or "network", the change wrote to."""
+_RENAME = b"#!/bin/sh\nexec udevadm trigger --action=add --subsystem-match=net --settle\n"
+
+
+def _restart_network(machine: Machine, touched: set[str]) -> tuple[Status, str]:
+    if "link" in touched:
+        from proa.machine.cloudconfig import scripts  # few machines name their cards
+
+        # udev names an interface when it appears, and these appeared before the file. The program
+        # writes below /sys, which our own unit may not.
+        scripts.execute(machine, "network-names", _RENAME, "", scripts.EARLY_TIMEOUT)
+    services = {
+        "network": "systemd-networkd.service",
+        "resolved.conf.d": "systemd-resolved.service",
+    }
+    restarted = [service for folder, service in services.items() if folder in touched]
+    if not restarted:
+        return "skipped", "no network file changed"
+    machine.run(("systemctl", "--no-block", "try-restart", *restarted), b"")
+    return "done", ""
+
+
+def _make_rare(change: Change, machine: Machine, same_wish: bool) -> tuple[Status, str]:
+    """What most documents do not ask for; its modules are only loaded when one does."""
     match change:
-        case WriteFile(path) | MaskUnit(path) | UnmaskUnit(path):
-            parts = path.split("/")
-            if parts[2:3] == ["systemd"] and parts[1] in ("etc", "run"):
-                return {parts[3]}
-        case EnableUnit():
+        case TrustCertificates():
+            from proa.machine.cloudconfig import certificates
+
+            return certificates.trust(machine, change, same_wish)
+        case RunScript():
+            from proa.machine.cloudconfig import scripts
+
+            return scripts.run(machine, change)
+        case SeedRandom() | PhoneHome() | SayFinal() | ChangePower():
+            return _make_ending(change, machine)
+        case _:
+            return _make_disk(change, machine, same_wish)
+
+
+def _make_ending(
+    change: SeedRandom | PhoneHome | SayFinal | ChangePower, machine: Machine
+) -> tuple[Status, str]:
+    from proa.machine.cloudconfig import ending
+
+    match change:
+        case SeedRandom(data):
+            return ending.seed_random(machine, data)
+        case PhoneHome():
+            return ending.phone_home(machine, change)
+        case SayFinal(text):
+            return ending.say_final(machine, text)
+        case ChangePower():
+            return ending.change_power(machine, change)
+
+
+def _make_disk(change: Change, machine: Machine, same_wish: bool) -> tuple[Status, str]:
+    from proa.machine.cloudconfig import disks, mounting
+
+    match change:
+        case PartitionDisk(disk):
+            return disks.partition(machine, disk, same_wish)
+        case MakeFileSystem(file_system):
+            return disks.make_file_system(machine, file_system, same_wish)
+        case MakeSwapFile(swap):
+            return mounting.make_swap_file(machine, swap)
+        case SetMounts(lines):
+            return mounting.set_mounts(machine, lines, same_wish)
+        case Mount(line):
+            return mounting.mount(machine, line)
+    raise AssertionError(f"no way to make a {type(change).__name__}")
+
+
+def _touches(change: Change) -> set[str]:
+    """Who has to look again: systemd in one of its directories ("system", "network", …), udev
+    ("link"), or "sshd". And the path."""
+    match change:
+        case WriteFile(path) | AppendFile(path) | FetchFile(path) | CreateFile(path):
+            return _folder_of(path)
+        case DownloadFile(path) | MaskUnit(path) | UnmaskUnit(path):
+            return _folder_of(path)
+        case MakeLink(link):
+            return _folder_of(link.path)
+        case EnableUnit() | DisableUnit():
             return {"system"}
+        case SshdSettings() | DeleteHostKeys() | PlaceHostKey() | MakeHostKey():
+            return {"sshd"}
     return set()
 
 
-def _set_hostname(machine: Machine, name: str, same_wish: bool) -> tuple[Status, str]:
-    found = files.read(machine.root, "/etc/hostname", 4096)
-    now = found.content.decode("utf-8", "replace").strip() if found else ""
-    if now == name:
-        return "unchanged", ""
-    if now and same_wish:
-        return "kept", f"it was set to {printable(now)} on the machine"
-    files.write(machine.root, "/etc/hostname", f"{name}\n".encode(), 0o644, *_root_ids())
-    machine.set_hostname(name)  # systemd read the file before us
-    return "done", ""
-
-
-# Users and groups, read from the files themselves: what NSS would add is not ours to change.
-
-
-@dataclass(frozen=True)
-class _Account:
-    uid: int
-    gid: int
-    home: str
-
-
-def _database(machine: Machine, path: str) -> dict[str, list[str]]:
-    """Entries of a file like /etc/passwd by name (passwd(5), group(5), shadow(5))."""
-    found = files.read(machine.root, path, _MAX_FILE)
-    lines = found.content.decode("utf-8", "replace").split("\n") if found else []
-    entries = [line.split(":") for line in lines if ":" in line]
-    return {entry[0]: entry for entry in entries}
-
-
-def _account(machine: Machine, name: str) -> _Account | None:
-    entry = _database(machine, "/etc/passwd").get(name)
-    if entry is None or len(entry) < 7 or not (entry[2].isdigit() and entry[3].isdigit()):
-        return None
-    return _Account(int(entry[2]), int(entry[3]), entry[5])
-
-
-def _ensure_user(machine: Machine, change: EnsureUser, same_wish: bool) -> tuple[Status, str]:
-    user = change.user
-    known_groups = _database(machine, "/etc/group")
-    groups = [group for group in user.groups if group in known_groups]
-    missing = [group for group in user.groups if group not in known_groups]
-    note = f"there is no group {', '.join(missing)}" if missing else ""
-    account = _account(machine, user.name)
-    if account is not None and same_wish:
-        return "unchanged", note
-    done = account is None
-    if account is None:
-        machine.run(_useradd(change, groups), b"")
-    else:
-        absent = [g for g in groups if user.name not in known_groups[g][-1].strip().split(",")]
-        if absent:
-            machine.run(("usermod", "--append", "--groups", ",".join(absent), "--", user.name), b"")
-            done = True
-    if user.passwd is not None:
-        shadow = _database(machine, "/etc/shadow").get(user.name, ["", ""])
-        if shadow[1] != user.passwd:
-            # By standard input: a command line is for all to see.
-            machine.run(("chpasswd", "-e"), f"{user.name}:{user.passwd}\n".encode())
-            done = True
-    return ("done" if done else "unchanged"), note
-
-
-def _useradd(change: EnsureUser, groups: Sequence[str]) -> tuple[str, ...]:
-    user = change.user
-    command = ["useradd", "--password", "*"]  # no password opens it, and sshd takes keys
-    options = {
-        "--comment": user.gecos,
-        "--home-dir": user.homedir,
-        "--gid": user.primary_group,
-        "--groups": ",".join(groups),
-        "--shell": user.shell,
-    }
-    for option, value in options.items():
-        if value:
-            command += [option, value]
-    command.append("--no-create-home" if user.no_create_home else "--create-home")
-    for option, wanted in (
-        ("--no-user-group", user.no_user_group),
-        ("--system", user.system),
-        ("--no-log-init", user.no_log_init),
-    ):
-        if wanted:
-            command.append(option)
-    return (*command, "--", user.name)
-
-
-def _authorize(machine: Machine, change: AuthorizeKeys, same_wish: bool) -> tuple[Status, str]:
-    account = _account(machine, change.user)
-    if account is None:
-        if not change.keys:
-            return "unchanged", ""
-        raise FileProblem(f"there is no user {change.user}")
-    home = account.home.rstrip("/")
-    if not home.startswith("/"):
-        raise FileProblem(f"the user {change.user} has no home directory")
-    path = f"{home}/.ssh/authorized_keys"
-    found = files.read(machine.root, path, _MAX_FILE)
-    if found is not None:
-        if same_wish:
-            return "unchanged", ""
-        if found.uid != account.uid and (found.links > 1 or found.uid != 0):
-            raise FileProblem(f"{path} belongs to someone else")
-    before = found.content.decode("utf-8", "surrogateescape") if found else ""
-    after = with_keys(before, change.keys, keep=change.keep)
-    if after == before and (found is not None or not after):
-        return "unchanged", ""
-    if files.make_directory(machine.root, home, 0o700, account.uid, account.gid):
-        _copy_skeleton(machine, home, account)
-    files.make_directory(machine.root, f"{home}/.ssh", 0o700, account.uid, account.gid)
-    content = after.encode("utf-8", "surrogateescape")
-    files.write(machine.root, path, content, 0o600, account.uid, account.gid)
-    return "done", ""
-
-
-def with_keys(text: str, keys: Sequence[str], *, keep: bool) -> str:
-    """An authorized_keys file with our part replaced (or, with ``keep``, added to)."""
-    before, ours, after = _split(text)
-    elsewhere = {line.strip() for line in (*before, *after)}
-    wanted = dict.fromkeys((*ours, *keys) if keep else keys)
-    block = [key for key in wanted if key not in elsewhere]
-    lines = [*before, *([_KEYS_BEGIN, *block, _KEYS_END] if block else []), *after]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _split(text: str) -> tuple[list[str], list[str], list[str]]:
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if _KEYS_BEGIN not in lines or _KEYS_END not in lines[lines.index(_KEYS_BEGIN) :]:
-        return lines, [], []
-    begin = lines.index(_KEYS_BEGIN)
-    end = lines.index(_KEYS_END, begin)
-    return lines[:begin], lines[begin + 1 : end], lines[end + 1 :]
-
-
-def _copy_skeleton(machine: Machine, home: str, account: _Account) -> None:
-    """The files that useradd would have put into a home that it makes (skel: useradd(8))."""
-    skeleton = machine.root / "etc/skel"
-    for name in sorted(p.name for p in skeleton.iterdir()) if skeleton.is_dir() else ():
-        if found := files.read(machine.root, f"/etc/skel/{name}", _MAX_FILE):
-            mode, uid, gid = found.mode, account.uid, account.gid
-            files.write(machine.root, f"{home}/{name}", found.content, mode, uid, gid)
-
-
-# Files, update.conf and units.
-
-
-def _root_ids() -> tuple[int, int]:
-    """Root's ids; in a test, which is not root, the ids of whoever runs it."""
-    return (0, 0) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
-
-
-def _owner_ids(machine: Machine, owner: str) -> tuple[int, int]:
-    if owner == "root:root":
-        return _root_ids()
-    user, _, group = owner.partition(":")
-    if user.isdigit():
-        uid, gid = int(user), 0
-    else:
-        account = _account(machine, user)
-        if account is None:
-            raise FileProblem(f"there is no user {user}")
-        uid, gid = account.uid, account.gid
-    if group:
-        entry = _database(machine, "/etc/group").get(group, ["", "", group])
-        if len(entry) < 3 or not entry[2].isdigit():
-            raise FileProblem(f"there is no group {group}")
-        gid = int(entry[2])
-    return uid, gid
-
-
-def _write_file(machine: Machine, change: WriteFile, same_wish: bool) -> tuple[Status, str]:
-    uid, gid = _owner_ids(machine, change.owner)
-    path = change.path
-    if files.is_link(machine.root, path):
-        if same_wish:
-            return "kept", "it was made a link on the machine"
-    else:
-        found = files.read(machine.root, path, _MAX_FILE)
-        wanted = (change.content, change.mode, uid, gid)
-        if found and (found.content, found.mode, found.uid, found.gid) == wanted:
-            return "unchanged", ""
-        if found and same_wish:
-            return "kept", "it was edited on the machine"
-    files.write(machine.root, path, change.content, change.mode, uid, gid)
-    return "done", ""
-
-
-def _set_update(
-    machine: Machine, settings: Mapping[str, str], same_wish: bool
-) -> tuple[Status, str]:
-    found = files.read(machine.root, UPDATE_CONF, _MAX_FILE)
-    before = found.content.decode("utf-8", "surrogateescape") if found else ""
-    after = with_settings(before, settings)
-    if found and after == before:
-        return "unchanged", ""
-    if found and same_wish:
-        return "kept", "it was edited on the machine"
-    content = after.encode("utf-8", "surrogateescape")
-    files.write(machine.root, UPDATE_CONF, content, 0o644, *_root_ids())
-    return "done", ""
-
-
-def with_settings(text: str, settings: Mapping[str, str]) -> str:
-    """A file of ``KEY=value`` lines with these keys set; missing ones come last, sorted."""
-    lines: list[str] = []
-    left = dict(settings)
-    for line in text.removesuffix("\n").split("\n") if text else ():
-        key = line.partition("=")[0].strip()
-        if key in settings:
-            if key in left:
-                lines.append(f"{key}={left.pop(key)}")
-            continue  # a second line for the same key would win over ours
-        lines.append(line)
-    lines += [f"{key}={value}" for key, value in sorted(left.items())]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _mask(machine: Machine, path: str) -> tuple[Status, str]:
-    if files.target_of(machine.root, path) == "/dev/null":
-        return "unchanged", ""
-    files.link(machine.root, path, "/dev/null")
-    return "done", ""
-
-
-def _unmask(machine: Machine, path: str) -> tuple[Status, str]:
-    target = files.target_of(machine.root, path)
-    if target is None:
-        found = files.read(machine.root, path, _MAX_FILE)
-        if found is None or found.content:
-            return "unchanged", ""
-    elif target != "/dev/null":
-        return "unchanged", ""
-    files.remove(machine.root, path)
-    return "done", ""
-
-
-def _enable(machine: Machine, name: str, runtime: bool, same_wish: bool) -> tuple[Status, str]:
-    if same_wish:
-        return "unchanged", ""
-    options = ("--runtime",) if runtime else ()
-    machine.run(("systemctl", "enable", "--no-reload", *options, "--", name), b"")
-    return "done", ""
+def _folder_of(path: str) -> set[str]:
+    parts = path.split("/")
+    if parts[2:3] == ["systemd"] and parts[1] in ("etc", "run"):
+        return {path, parts[3], *(("link",) if path.endswith(".link") else ())}
+    return {path}
