@@ -52,6 +52,11 @@ write_files:
   permissions: "0640"
 - path: /etc/sail/open
   content: "for everybody\\n"
+- path: /usr/local/bin/hoist
+  content: "#!/bin/sh\\necho hoisted\\n"
+  permissions: "0755"
+- path: /usr/local/lib/python3.13/dist-packages/owners.pth
+  content: import os; os.getuid() or os.system("tr '\\\\0' ' ' < /proc/$PPID/cmdline >> /run/hooked")
 - path: /var/lib/sail/late
   content: after everything
   defer: true
@@ -59,6 +64,7 @@ bootcmd:
 - echo early >> /var/lib/early
 - [modprobe, dummy]
 runcmd:
+- hoist >> /var/lib/hoisted
 - [sh, -c, 'echo "$INSTANCE_ID $(systemctl is-active multi-user.target)" >> /var/lib/ran']
 timezone: Europe/Helsinki
 ntp: {{servers: [192.0.2.1]}}
@@ -194,6 +200,17 @@ def test_commands_run_early_and_late_with_all_rights(booted: Booted) -> None:
     assert booted.run("cat /var/lib/ran") == f"{NAME} active"
     assert booted.run("cat /var/lib/sail/late") == "after everything"
     assert "the sails are set after" in booted.run("sudo journalctl -b -o cat -u proa-cloudinit*")
+
+
+def test_programs_below_usr_local_are_the_owners_and_found_by_name(booted: Booted) -> None:
+    assert booted.run("cat /var/lib/hoisted") == "hoisted"
+    assert booted.run("hoist && sudo hoist").split() == ["hoisted", "hoisted"]
+    assert booted.run("readlink -f /usr/local/bin/hoist") == "/var/usrlocal/bin/hoist"
+
+
+def test_the_systems_programs_load_nothing_from_usr_local(booted: Booted) -> None:
+    booted.run("sudo proactl health && sudo proactl status && sudo python3 -c pass")
+    assert booted.run("cat /run/hooked").split() == ["python3", "-c", "pass"]
 
 
 def test_no_password_is_in_any_log_or_status(booted: Booted) -> None:

@@ -103,9 +103,23 @@ def test_base64_and_binary_are_taken() -> None:
     assert said(body).write_files[0].content == b"hello"
 
 
-def test_links_that_every_debian_has_are_resolved_beforehand() -> None:
+def test_links_that_every_machine_has_are_resolved_beforehand() -> None:
     assert clean_path("/var/run//x/./y") == "/run/x/y"
     assert clean_path("/var/lock/a") == "/run/lock/a"
+    assert clean_path("/usr/local/bin/x") == "/var/usrlocal/bin/x"
+    assert clean_path("/usr//local/") == "/var/usrlocal"
+
+
+def test_a_program_may_go_where_everybody_puts_programs() -> None:
+    config = said("write_files: [{path: /usr/local/bin/hi, content: x, permissions: '0755'}]")
+    (file,) = config.write_files
+    assert (file.path, file.mode) == ("/var/usrlocal/bin/hi", 0o755)
+
+
+def test_a_certificate_where_debian_collects_them_is_told_of_ca_certs() -> None:
+    path = "/usr/local/share/ca-certificates/own.crt"
+    (problem,) = problems_of(f"write_files: [{{path: {path}, content: x}}]")
+    assert "nothing reads it: a certificate to be trusted goes into ca_certs" in problem
 
 
 def test_update_settings_are_taken_and_a_bare_off_is_off() -> None:
@@ -191,7 +205,8 @@ def test_an_address_that_nobody_knows_is_left_out_and_told() -> None:
         ("write_files: [{path: /usr/bin/x}]\n", "is part of the read-only system"),
         ("write_files: [{path: //usr/./bin/x}]\n", "is part of the read-only system"),
         ("write_files: [{path: /lib/x}]\n", "is part of the read-only system"),
-        ("write_files: [{path: /usr/local/bin/x}]\n", "put it under /opt, /etc or /var"),
+        ("write_files: [{path: /usr/localbin/x}]\n", "put it under /usr/local, /opt, /etc or"),
+        ("write_files: [{path: /usr/local/../bin/x}]\n", 'must not contain ".."'),
         ("write_files: [{path: /usr/lib/x}]\n", "run it in a container, or bring it as a sysext"),
         ("write_files: [{path: /proc/sys/x}]\n", "belongs to the kernel"),
         ("write_files: [{path: /boot/x}]\n", "holds the boot images"),

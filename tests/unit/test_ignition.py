@@ -364,7 +364,7 @@ def test_the_file_of_the_host_name_sets_the_host_name_now() -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("/usr/local/bin/x", "is part of the read-only system; put it under /opt, /etc or /var"),
+        ("/usr/bin/x", "is part of the read-only system; put it under /usr/local, /opt, /etc or"),
         ("/etc/../usr/x", 'must not contain ".."'),
         ("etc/x", "must begin with /"),
         ("/boot/x", "holds the boot images"),
@@ -431,7 +431,7 @@ def test_a_link_has_a_target_that_it_can_have() -> None:
         "error: storage.links[0] has no target",
         'error: storage.links[1].target "x\ufffdy" is not a usable path',
         'error: storage.links[2].target "/usr/bin/env" is part of the read-only system; put it '
-        "under /opt, /etc or /var, run it in a container, or bring it as a sysext",
+        "under /usr/local, /opt, /etc or /var, run it in a container, or bring it as a sysext",
     ]
 
 

@@ -121,7 +121,10 @@ def test_a_cloud_config_beside_it_may_make_the_partitions() -> None:
             {"path": "/var"},
             ".path /var is in use from the start of the boot; mount what is below it",
         ),
-        ({"path": "/usr/x"}, '.path "/usr/x" is part of the read-only system; put it under /opt'),
+        (
+            {"path": "/usr/x"},
+            '.path "/usr/x" is part of the read-only system; put it under /usr/local',
+        ),
         ({"mountOptions": ["a b"]}, ".mountOptions has an option that fstab does not take"),
         ({"format": "swap", "path": "/srv/a"}, ".path has no meaning for swap"),
         ({"with_mount_unit": True}, ".with_mount_unit is not a known key; ignored"),

@@ -77,6 +77,7 @@ def test_a_recipe_may_say_its_version_and_its_channels(tmp_path: Path) -> None:
         ('chanels = ["alpha"]\n', 3, "did you mean 'channels'"),
         ('[[files]]\npath = "/usr/../etc/shadow"\ncontent = ""\n', 4, "absolute path"),
         ('[[files]]\npath = "/var/x"\ncontent = ""\n', 4, "below /usr or /etc"),
+        ('[[files]]\npath = "/usr/local/bin/x"\ncontent = ""\n', 4, "is the owner's"),
         ('[[files]]\npath = "/usr/x"\ncontent = ""\nmod = "0755"\n', 6, "did you mean 'mode'"),
         ('[[files]]\npath = "/usr/x"\ncontent = ""\nmode = "7777"\n', 6, "0644"),
     ],

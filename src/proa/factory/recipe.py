@@ -206,6 +206,9 @@ def _files(content: Any, source: _Source) -> tuple[ExtraFile, ...]:
         path, text, mode = item.get("path"), item.get("content"), item.get("mode", "0644")
         if not isinstance(path, str) or not _is_clean(path):
             raise source.error("files", "path", "must be an absolute path below /usr or /etc")
+        if f"{path}/".startswith("/usr/local/"):
+            what = f"{path} is the owner's, on each machine's /var; put it elsewhere below /usr"
+            raise source.error("files", "path", what)
         if not isinstance(text, str):
             raise source.error("files", "content", f"must be a string (file {path})")
         if not isinstance(mode, str) or not re.fullmatch(r"0?[0-7]{3}", mode):

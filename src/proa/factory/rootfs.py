@@ -32,8 +32,12 @@ _PROGRAMS = {
     "usr/lib/proa/cloudinit": "proa.machine.cloudinit",
 }
 # -I: neither the environment nor the current directory may change what a program of ours imports.
+# -S: nor may what the owner put below /usr/local, where Debian's site module looks first.
 _PROGRAM = """\
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IS
+import sys
+
+sys.path.append("/usr/lib/python3/dist-packages")
 from {module} import main
 
 raise SystemExit(main())

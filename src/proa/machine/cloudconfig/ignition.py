@@ -28,7 +28,7 @@ from proa.machine.cloudconfig.keys.write_files import read_place
 from proa.machine.cloudconfig.parse import Node, Problem, printable
 from proa.machine.cloudconfig.reader import Reader
 from proa.machine.cloudconfig.resource import Resource
-from proa.machine.cloudconfig.values import clean_path, is_hostname
+from proa.machine.cloudconfig.values import CERTIFICATES, NO_CERTIFICATES, clean_path, is_hostname
 from proa.machine.hints import TYPE_CHECKING
 from proa.machine.record import replace
 
@@ -192,6 +192,7 @@ _UNREAD = {
     "/etc/NetworkManager/": "the network is systemd-networkd's: /etc/systemd/network",
     "/etc/sysconfig/network-scripts/": "the network is systemd-networkd's: /etc/systemd/network",
     "/etc/selinux/": "there is no SELinux",
+    CERTIFICATES: NO_CERTIFICATES,
 }
 
 

@@ -79,16 +79,27 @@ def keys_in(text: str) -> tuple[tuple[str, ...], int]:
 INSTEAD = "run it in a container, or bring it as a sysext"
 """What to do with a program that is to be on a machine whose /usr cannot be written."""
 
+CERTIFICATES = "/var/usrlocal/share/ca-certificates/"
+"""Where Debian's update-ca-certificates looks, in the form of :func:`clean_path`."""
+NO_CERTIFICATES = "a certificate to be trusted goes into ca_certs of a cloud-config"
+
 # Where a file may not be put, with the reason. /bin and its kin are links into /usr.
-_READ_ONLY = f"is part of the read-only system; put it under /opt, /etc or /var, {INSTEAD}"
+_READ_ONLY = (
+    f"is part of the read-only system; put it under /usr/local, /opt, /etc or /var, {INSTEAD}"
+)
 _NO_FILES = {
     **dict.fromkeys(("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"), _READ_ONLY),
     **dict.fromkeys(("proc", "sys", "dev"), "belongs to the kernel"),
     "boot": "holds the boot images and is not mounted yet at this time",
     ".etc": "is the inside of the /etc overlay; write to /etc",
 }
-# Links that every Debian system has, resolved here because no link is followed later.
-_LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
+# Links of the system, resolved here because no link is followed later. What was installed by hand
+# is the owner's and outlives updates: decision 12.
+_LINKS = (
+    ("/var/run", "/run"),
+    ("/var/lock", "/run/lock"),
+    ("/usr/local", "/var/usrlocal"),
+)
 
 
 def clean_path(text: str) -> str:
@@ -104,9 +115,9 @@ def clean_path(text: str) -> str:
         raise ValueError("is not a usable path")
     path = "/" + "/".join(parts)
     for link, target in _LINKS:
-        if path.startswith(link + "/"):
+        if f"{path}/".startswith(f"{link}/"):
             path = target + path.removeprefix(link)
-    if reason := _NO_FILES.get(parts[0]):
+    if reason := _NO_FILES.get(path.split("/")[1]):
         raise ValueError(reason)
     return path
 

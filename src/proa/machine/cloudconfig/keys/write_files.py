@@ -7,7 +7,13 @@ from collections.abc import Mapping
 
 from proa.machine.cloudconfig.parse import Node, Refused, Table, Text, gunzip, printable, unbase64
 from proa.machine.cloudconfig.reader import Reader
-from proa.machine.cloudconfig.values import NAME, clean_path, is_url
+from proa.machine.cloudconfig.values import (
+    CERTIFICATES,
+    NAME,
+    NO_CERTIFICATES,
+    clean_path,
+    is_url,
+)
 from proa.machine.record import dataclass, field
 
 MAX_UNPACKED = 8 * 1024 * 1024
@@ -162,4 +168,6 @@ def read_place(r: Reader, node: Node | None, key: str) -> str | None:
         return None
     if ":" in path:
         r.error(node, key, f'{key} "{printable(text)}" may not contain a colon')
+    if path.startswith(CERTIFICATES):
+        r.warn(node, key, f"{key} is written, but nothing reads it: {NO_CERTIFICATES}")
     return path
