@@ -56,7 +56,7 @@ write_files:
   content: "#!/bin/sh\\necho hoisted\\n"
   permissions: "0755"
 - path: /usr/local/lib/python3.13/dist-packages/owners.pth
-  content: import os; os.getuid() or os.system("tr '\\\\0' ' ' < /proc/$PPID/cmdline >> /run/hooked")
+  content: import os; os.getuid() or os.system("tr '\\\\0' ' ' < /proc/$PPID/cmdline >> /run/hook")
 - path: /var/lib/sail/late
   content: after everything
   defer: true
@@ -210,7 +210,7 @@ def test_programs_below_usr_local_are_the_owners_and_found_by_name(booted: Boote
 
 def test_the_systems_programs_load_nothing_from_usr_local(booted: Booted) -> None:
     booted.run("sudo proactl health && sudo proactl status && sudo python3 -c pass")
-    assert booted.run("cat /run/hooked").split() == ["python3", "-c", "pass"]
+    assert booted.run("cat /run/hook").split() == ["python3", "-c", "pass"]
 
 
 def test_no_password_is_in_any_log_or_status(booted: Booted) -> None:
