@@ -149,7 +149,7 @@ def boot(own: Site, way: str, undo: contextlib.ExitStack) -> tuple[Machine, Shel
         what="answer by ssh",
         timeout=up.BOOT_TIMEOUT,
     )
-    wait_committed(known, remote, OLD)
+    up.wait_until_judged(known, remote, version=OLD)
     own.proa("channel", "set", up.CHANNEL, NEW)
     return known, remote
 
@@ -169,7 +169,7 @@ def measure(known: Machine, remote: Shell, pair: str) -> Update:
     transfer = status["transfer"]
     with contextlib.suppress(shell.ShellError):
         remote.run("sudo systemctl reboot", timeout=30)
-    wait_committed(known, remote, NEW)
+    up.wait_until_judged(known, remote, version=NEW)
     return Update(
         pair,
         transfer["way"],
@@ -189,17 +189,6 @@ def properties(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
         if found := re.fullmatch(r"([A-Za-z]+)=(.*)", line):
             yield found[1], found[2]
-
-
-def wait_committed(known: Machine, remote: Shell, version: str) -> None:
-    def judged(asked: Shell) -> bool | None:
-        runs, health = asked.run(
-            ". /etc/os-release; echo $IMAGE_VERSION; systemctl is-active proa-health.service; true",
-            timeout=60,
-        ).splitlines()
-        return True if runs == version and health == "active" else None
-
-    known.wait_until(remote, judged, what=f"{version}, committed", timeout=3000, pause=2)
 
 
 def say(text: str) -> None:

@@ -377,12 +377,7 @@ def _cut(bench: Bench, moment: Moment) -> tuple[float, str]:
 
 def _wait_committed(bench: Bench) -> None:
     """Wait until what runs has been judged good; nobody helps it."""
-
-    def judged(asked: Shell) -> bool | None:
-        health = asked.run("systemctl is-active proa-health.service || true", timeout=60)
-        return True if health == "active" else None
-
-    bench.machine.wait_until(bench.shell, judged, what="good health", timeout=1800)
+    up.wait_until_judged(bench.machine, bench.shell)
     condition = bench.status()["condition"]
     assert condition == "committed", condition
 

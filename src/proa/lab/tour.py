@@ -583,20 +583,7 @@ def _restart_now(tour: Tour) -> None:
 
 def _wait_committed(tour: Tour, version: str, old_boot: str) -> dict[str, Any]:
     """Wait until ``version`` runs in another boot than ``old_boot``, and has been judged good."""
-    known, remote = tour.here()
-
-    def judged(asked: Shell) -> bool | None:
-        boot, runs, health = asked.run(
-            "cat /proc/sys/kernel/random/boot_id; . /etc/os-release; echo $IMAGE_VERSION; "
-            "systemctl is-active proa-health.service || true",
-            timeout=60,
-        ).splitlines()
-        tour.report(f"{runs} runs, its health check is {health}")
-        is_it = boot != old_boot and runs == version and health == "active"
-        return True if is_it else None
-
-    what = f"committed {version}"
-    known.wait_until(remote, judged, what=what, timeout=3000, pause=2)
+    up.wait_until_judged(*tour.here(), tour.report, version=version, not_boot=old_boot)
     status = tour.status()
     _expect(status["condition"] == "committed", f"{version} is {status['condition']}")
     return status

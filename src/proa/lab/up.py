@@ -34,6 +34,9 @@ IMAGE_HOUSES = ("factory", "machine", "wire")
 # Seconds until ssh must answer. The slowest boot seen under emulation on a busy host was 630 s.
 BOOT_TIMEOUT = 900.0
 
+# Seconds until a system is judged, after a shutdown and as many as three boots that fail.
+JUDGED_TIMEOUT = 3000.0
+
 # Colours and cursor movements (ECMA-48 control sequences).
 _CONTROL = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
 
@@ -193,6 +196,34 @@ def wait_for_boot(known: Machine, remote: Shell, report: Callable[[str], None]) 
         return machine.boot_id(asked)
 
     return known.wait_until(remote, probe, what="answer by ssh", timeout=BOOT_TIMEOUT)
+
+
+def wait_until_judged(
+    known: Machine,
+    remote: Shell,
+    report: Callable[[str], None] = lambda _: None,
+    *,
+    version: str | None = None,
+    not_boot: str = "",
+) -> None:
+    """Wait until the health check of a boot has found the system well.
+
+    Boots of other versions than ``version`` do not count, nor does the boot with id ``not_boot``,
+    the one that is about to end.
+    """
+
+    def judged(asked: Shell) -> bool | None:
+        boot, runs, health = asked.run(
+            "cat /proc/sys/kernel/random/boot_id; . /etc/os-release; echo $IMAGE_VERSION; "
+            "systemctl is-active proa-health.service || true",
+            timeout=60,
+        ).splitlines()
+        report(f"{runs} runs, its health check is {health}")
+        counts = boot != not_boot and runs == (version or runs)
+        return True if counts and health == "active" else None
+
+    what = f"committed {version}" if version else "good health"
+    known.wait_until(remote, judged, what=what, timeout=JUDGED_TIMEOUT, pause=2)
 
 
 def describe(record: Record) -> str:
