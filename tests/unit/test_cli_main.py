@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -44,6 +47,39 @@ def test_a_user_error_is_shown_with_its_hint_and_no_traceback(
     assert "there is no machine 'proa'" in shown
     assert "./proa up" in shown
     assert "Traceback" not in shown
+
+
+CLEANS_UP = """
+import time
+from proa.cli import main
+main.interruptible()
+try:
+    print("at work", flush=True)
+    time.sleep(30)
+finally:
+    print("cleaning", flush=True)
+    time.sleep(0.5)
+    print("clean", flush=True)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_cleaning_up_is_not_cut_short_by_a_polite_kill(first: signal.Signals) -> None:
+    """Ctrl-C comes to `proa up` and to its `proa build`, which then gets the parent's kill too."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CLEANS_UP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # Whoever runs these tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "clean\n"
 
 
 def test_a_step_says_that_it_starts_and_that_it_is_done() -> None:

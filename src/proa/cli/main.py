@@ -55,8 +55,7 @@ and machines in $PROA_HOME (~/.local/share/proa).
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``proa`` with ``argv`` (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # A polite kill must clean up just as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruptible()
     args = _parser(arguments).parse_args(arguments)
     try:
         return int(args.run(args))
@@ -90,5 +89,18 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def interruptible() -> None:
+    """Have a polite kill clean up just as Ctrl-C does, and neither disturb that once it began.
+
+    Ctrl-C reaches a command and its children at once, and the command ends its children besides.
+    A second Ctrl-C is somebody's wish to be done with it, and is followed.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background: ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # Not SIG_IGN, which the programs that cleaning up may start would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     raise KeyboardInterrupt
