@@ -180,7 +180,9 @@ def test_a_record_of_another_version_is_not_guessed_at(tmp_path: Path) -> None:
     [
         ("[  128.5] reboot: Restarting system\r\n", 120, 1),
         ("[    9.1] Rebooting in 10 seconds..\r\n", 120, 1),
+        ("[  128.5] reboot: Restarting system\r\n\x1b[2J\x1b[01;01H\x1b[=3h\x1b[2J", 120, 1),
         ("[  128.5] reboot: Restarting system\r\n", 5, 0),
+        ("[  128.5] reboot: Restarting system\r\n\x1b[2JBdsDxe: loading Boot0001", 120, 0),
         ("[  128.5] reboot: Power down\r\n", 120, 0),
         ("Proa 1.0.0 login: ", 120, 0),
     ],

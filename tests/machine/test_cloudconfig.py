@@ -247,7 +247,8 @@ def test_a_document_is_tried_and_goes_back_by_itself(booted: Booted) -> None:
     assert booted.run("sudo cat /etc/sail/plain /etc/sail/tried") == "triednew"
 
     def back(asked: Shell) -> bool | None:
-        gone = asked.run("test -e /etc/sail/tried || echo gone")
+        # The trial is over, not only its files away: an edit of now must outlast a reboot.
+        gone = asked.run("test -e /etc/sail/tried || test -e /var/lib/proa/config-try || echo gone")
         return True if gone == "gone" else None
 
     booted.machine.wait_until(booted.remote, back, what="its old configuration", timeout=300)

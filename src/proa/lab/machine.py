@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -38,6 +39,9 @@ _PANIC = "Kernel panic"
 # within seconds of them.
 _RESTARTED = ("reboot: Restarting system", "Rebooting in 10 seconds..")
 _FIRMWARE_PATIENCE = 60.0
+
+# Colours and cursor movements (ECMA-48 control sequences).
+CONTROL = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
 
 T = TypeVar("T")
 
@@ -191,7 +195,9 @@ class Machine:
         since = max(log.stat().st_mtime, self.record.started or 0)
         if time.time() - since < _FIRMWARE_PATIENCE:
             return
-        if self.serial_since(max(0, self.serial_size() - 200)).rstrip().endswith(_RESTARTED):
+        last = self.serial_since(max(0, self.serial_size() - 500))
+        # What it clears the screen with is no sign of life: it may stop right after.
+        if CONTROL.sub("", last).rstrip().endswith(_RESTARTED):
             self.power_cycles += 1
             self.cut_power()
             self.start(dies_with_us=self._dies_with_us)

@@ -492,6 +492,9 @@ class Service:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    # A machine asks for all of its keys at once; what does not fit in here is dropped by the
+    # kernel, and comes again a second later.
+    request_queue_size = 128
 
     def __init__(
         self, address: tuple[str, int], cloud: Cloud, instance: Instance, faults: Faults

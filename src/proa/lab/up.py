@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,9 +35,6 @@ BOOT_TIMEOUT = 900.0
 
 # Seconds until a system is judged, after a shutdown and as many as three boots that fail.
 JUDGED_TIMEOUT = 3000.0
-
-# Colours and cursor movements (ECMA-48 control sequences).
-_CONTROL = re.compile(r"\x1b\[[0-9;=?]*[A-Za-z]")
 
 
 class Progress(Protocol):
@@ -294,7 +290,7 @@ def _start_server(home: Site, known: Machine, step: Step, undo: contextlib.ExitS
 def _last_words(known: Machine) -> str:
     """The last line that the machine has said on its serial port, without control sequences."""
     said = known.serial_since(max(0, known.serial_size() - 2000))
-    for line in reversed(_CONTROL.sub("", said).splitlines()):
+    for line in reversed(machine.CONTROL.sub("", said).splitlines()):
         if printable := "".join(c for c in line if c.isprintable()).strip():
             return printable[:60]
     return "the firmware starts"

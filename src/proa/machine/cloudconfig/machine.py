@@ -18,8 +18,13 @@ Status = Literal["done", "unchanged", "kept", "failed", "skipped"]
 
 COMMAND_TIMEOUT = 60.0
 """Seconds; useradd and systemctl take far less even under emulation."""
-_TIMEOUTS = dict.fromkeys(("mkfs.ext2", "mkfs.ext3", "mkfs.ext4", "mkfs.vfat", "mkswap"), 600.0)
-"""Seconds for programs whose work grows with the disk: ext2 and 3 write every inode table."""
+_TIMEOUTS = {
+    # Work that grows with the disk: ext2 and 3 write every inode table.
+    **dict.fromkeys(("mkfs.ext2", "mkfs.ext3", "mkfs.ext4", "mkfs.vfat", "mkswap"), 600.0),
+    # An RSA key wants two primes, and chance says how long it takes to find them.
+    "ssh-keygen": 600.0,
+}
+"""Seconds for the programs that may take longer."""
 
 MAX_FILE = 64 * 1024 * 1024
 
