@@ -444,7 +444,7 @@ def test_a_swap_file_has_no_holes_and_is_roots_alone(fake: FakeMachine) -> None:
         "swap to /var/swap": "done",
     }
     assert "/var/swap none swap sw,nofail 0 0\n" in fake.text("etc/fstab")
-    assert fake.commands == ["systemctl daemon-reload", "swapon --options sw,nofail -- /var/swap"]
+    assert fake.commands == ["systemctl daemon-reload", "swapon -o sw,nofail -- /var/swap"]
     assert [p.name for p in path.parent.iterdir()] == ["swap"]
 
 
@@ -621,7 +621,7 @@ def test_swap_on_a_partition_is_on_at_once(fake: FakeMachine) -> None:
     body = "mounts: [[vdb.1, none, swap, 'sw,pri=5', 0, 0]]\n"
     fake.boot(body)
     assert "UUID=1234-5678 none swap sw,pri=5,nofail 0 0\n" in fake.text("etc/fstab")
-    assert fake.commands[-1] == "swapon --options sw,pri=5,nofail -- UUID=1234-5678"
+    assert fake.commands[-1] == "swapon -o sw,pri=5,nofail -- UUID=1234-5678"
     (fake.root / "dev/disk/by-uuid").mkdir()
     (fake.root / "dev/disk/by-uuid/1234-5678").symlink_to("../../vdb1")
     (fake.root / "proc/swaps").write_text("Filename\n/dev/vdb1 partition 1 0 -2\n")

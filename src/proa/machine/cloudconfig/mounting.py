@@ -190,7 +190,7 @@ def _swap_on(machine: Machine, line: MountLine) -> tuple[Status, str]:
     path = link_of(device) or device
     if os.path.realpath(machine.root / path.lstrip("/")) in active:
         return "unchanged", ""
-    machine.run(("swapon", "--options", line.options, "--", device), b"")  # pri=, discard
+    machine.run(("swapon", "-o", line.options, "--", device), b"")  # pri=, discard
     return "done", ""
 
 
