@@ -90,7 +90,7 @@ for word; do
     chroot "$SDK" /usr/lib/systemd/systemd-networkd-wait-online --timeout=60 \
         --interface="$word" &>> "$files.log" || true
 done
-[ $# -gt 0 ] || sleep 1
+[ $# -gt 0 ] || sleep 3
 for what in "addr" "-d link" "route show table all" "-6 route show table all" "rule" "-6 rule"; do
     ip -j $what
 done
@@ -345,7 +345,7 @@ bonds:
     parameters: {mode: active-backup, mii-monitor-interval: 100, primary: eth1}
 """,
     )
-    host = run(tmp_path, files, "bond0:routable")
+    host = run(tmp_path, files, "bond0:routable", "eth0:enslaved", "eth1:enslaved")
     assert host.addresses["bond0"] >= {"10.6.0.2/24"}
     assert [host.links[name]["master"] for name in ("eth0", "eth1")] == ["bond0", "bond0"]
     assert host.links["bond0"]["linkinfo"]["info_data"]["mode"] == "active-backup"

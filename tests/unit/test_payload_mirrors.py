@@ -235,7 +235,7 @@ def machine(tmp_path: Path, pair: Pair) -> Machine:
 
 
 def impatient(behave: Callable[[Mirror], None]) -> Patience:
-    return replace(IMPATIENT, connect=0.2) if behave is stalls else IMPATIENT
+    return replace(IMPATIENT, connect=1) if behave is stalls else IMPATIENT
 
 
 @pytest.mark.parametrize("behave", BEHAVIOURS)
@@ -413,4 +413,4 @@ def test_no_more_is_taken_than_the_download_rate(
     release = replace(release, payloads=[replace(release.payloads[0], urls=(url,))])
     put(machine, release, patience=Patience(rate=rate))
     # The last piece of each range is not waited for.
-    assert now == pytest.approx(len(pair.delta.data) / rate, rel=0.03)
+    assert now == pytest.approx(len(pair.delta.data) / rate, rel=0.04)
