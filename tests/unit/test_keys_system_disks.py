@@ -628,6 +628,24 @@ def test_swap_on_a_partition_is_on_at_once(fake: FakeMachine) -> None:
     assert set(statuses(fake.boot(body)).values()) == {"unchanged"}
 
 
+@pytest.mark.parametrize(
+    ("listed", "status"), [("/dev/vdb1 partition 1 0 -2\n", "done"), ("", "failed")]
+)
+def test_swap_that_systemd_switched_on_at_the_same_moment_is_no_failure(
+    fake: FakeMachine, listed: str, status: str
+) -> None:
+    fake.disk("vdb", partitions=1)
+    fake.contents |= {"vdb": GPT, "vdb1": {"TYPE": "swap"}}
+
+    def busy(command: Sequence[str], _stdin: bytes) -> None:
+        if command[0] == "swapon":
+            (fake.root / "proc/swaps").write_text(f"Filename\n{listed}")
+            raise CommandFailed("swapon: /dev/vdb1: swapon failed: Device or resource busy")
+
+    fake.react = busy
+    assert statuses(fake.boot("mounts: [[vdb1, none, swap]]\n"))["swap to /dev/vdb1"] == status
+
+
 def test_a_line_that_the_owner_edits_stays_until_the_document_changes(fake: FakeMachine) -> None:
     fake.boot("mounts: [[tmpfs, /data, tmpfs]]\n")
     path = fake.root / "etc/fstab"

@@ -186,11 +186,19 @@ def mount(machine: Machine, line: MountLine) -> tuple[Status, str]:
 
 def _swap_on(machine: Machine, line: MountLine) -> tuple[Status, str]:
     device = stable_name(machine, line)
-    active = {os.path.realpath(machine.root / path.lstrip("/")) for path in swaps(machine)}
-    path = link_of(device) or device
-    if os.path.realpath(machine.root / path.lstrip("/")) in active:
+    path = (link_of(device) or device).lstrip("/")
+
+    def is_on() -> bool:
+        active = {os.path.realpath(machine.root / other.lstrip("/")) for other in swaps(machine)}
+        return os.path.realpath(machine.root / path) in active
+
+    if is_on():
         return "unchanged", ""
-    machine.run(("swapon", "-o", line.options, "--", device), b"")  # pri=, discard
+    try:
+        machine.run(("swapon", "-o", line.options, "--", device), b"")  # pri=, discard
+    except CommandFailed:
+        if not is_on():  # systemd, which does it at each boot, may have come first
+            raise
     return "done", ""
 
 
