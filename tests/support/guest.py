@@ -60,6 +60,7 @@ echo "$*" >> /run/systemctl.log
 case "$*" in
 "start -- proa-script@"*)  # the owner's script is run; nothing else is started in this guest
     name=${3#proa-script@}
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin  # what systemd gives its units
     export $(cat /run/proa/scripts.env)
     exec /run/proa/scripts/${name%.service} ;;
 esac
