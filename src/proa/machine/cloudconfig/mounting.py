@@ -171,35 +171,33 @@ def mount(machine: Machine, line: MountLine) -> tuple[Status, str]:
         return "skipped", "noauto"
     there = _is_there(machine, line)
     if line.swap:
-        return _swap_on(machine, line)
-    if line.where in (where for where, _ in mounted(machine)):
-        return "unchanged", ""
-    files.make_directory(machine.root, line.where, 0o755, *root_ids())
-    unit = f"{escaped_path(line.where)}.mount"
+        path = _swap_path(machine, line)
+        if _is_swap(machine, path):
+            return "unchanged", ""
+        unit, used = f"{escaped_path(path)}.swap", "switched on"
+    else:
+        if line.where in (where for where, _ in mounted(machine)):
+            return "unchanged", ""
+        files.make_directory(machine.root, line.where, 0o755, *root_ids())
+        unit, used = f"{escaped_path(line.where)}.mount", "mounted"
+    # By way of systemd, which may be about to do it itself: that makes one job of the two.
     patient = there and not any(option.startswith(_WAITS) for option in options)
     now = () if patient else ("--no-block",)
     machine.run(("systemctl", *now, "start", "--", unit), b"")
     if not there:
-        raise FileProblem(f"{printable(line.device, 200)} is not there; mounted if it comes soon")
-    return "done", "" if patient else "it is mounted as soon as what it waits for is there"
+        raise FileProblem(f"{printable(line.device, 200)} is not there; {used} if it comes soon")
+    return "done", "" if patient else f"it is {used} as soon as what it waits for is there"
 
 
-def _swap_on(machine: Machine, line: MountLine) -> tuple[Status, str]:
+def _swap_path(machine: Machine, line: MountLine) -> str:
+    """The path by which systemd knows what our line of fstab swaps to."""
     device = stable_name(machine, line)
-    path = (link_of(device) or device).lstrip("/")
+    return link_of(device) or device
 
-    def is_on() -> bool:
-        active = {os.path.realpath(machine.root / other.lstrip("/")) for other in swaps(machine)}
-        return os.path.realpath(machine.root / path) in active
 
-    if is_on():
-        return "unchanged", ""
-    try:
-        machine.run(("swapon", "-o", line.options, "--", device), b"")  # pri=, discard
-    except CommandFailed:
-        if not is_on():  # systemd, which does it at each boot, may have come first
-            raise
-    return "done", ""
+def _is_swap(machine: Machine, path: str) -> bool:
+    active = {os.path.realpath(machine.root / other.lstrip("/")) for other in swaps(machine)}
+    return os.path.realpath(machine.root / path.lstrip("/")) in active
 
 
 def _is_there(machine: Machine, line: MountLine) -> bool:
