@@ -398,6 +398,7 @@ def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Wo
     done = opened.head.usr.size + opened.head.verity.size
     digest, offset = hashlib.sha256(), 0
     with work.system.files.target(work.uki, create=True) as target:
+        _give_back(target, 0)
         for piece, _ in payload.groups(opened, built, before, 0, shop):
             target.write(offset, piece)
             digest.update(piece)
@@ -408,6 +409,17 @@ def _make_uki(work: Staging, release: Release, opened: payload.Payload, shop: Wo
     if digest.hexdigest() != file.sha256:
         raise Unusable("the boot image comes out other than it was signed")
     _note(work, file.sha256, file.size)
+
+
+def _give_back(target: Target, size: int) -> None:
+    """Cut the boot image back to ``size`` bytes before more is written to it.
+
+    A power cut may have left clusters in its chain that its size does not count. Linux calls that
+    "clusters badly computed" when the file grows, and takes no more writes to the file system, in
+    this boot or any later one; cutting it, be it to the size that it has, gives them back
+    (fs/fat/file.c, fat_truncate_blocks).
+    """
+    target.truncate(size)
 
 
 def _is_there(work: Staging, file: manifest.File) -> bool:
@@ -432,6 +444,8 @@ def _fill(work: Staging, release: Release, name: str, path: Path, before: int) -
         if start:
             work.report(f"{name}: going on at {start // _MIB} of {file.size // _MIB} MiB")
         digest, start = _hash_present(target, start)
+        if name == manifest.UKI:
+            _give_back(target, start)
         work.progress(before + start, release.size)
         while not _receive(work, release, target, digest, name, urls, start, before):
             fetched += file.size - start
