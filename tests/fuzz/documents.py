@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+from fuzz import write_seeds
 from proa.machine.cloudconfig import template
 from proa.machine.cloudconfig.assemble import Assembled, assemble
 from proa.machine.cloudconfig.document import read
@@ -111,12 +111,5 @@ def seeds() -> Iterator[bytes]:
     )
 
 
-def main() -> None:
-    target = Path(sys.argv[1])
-    target.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
-        (target / f"seed-{number:02}").write_bytes(seed)
-
-
 if __name__ == "__main__":
-    main()
+    write_seeds(seeds())

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import io
 import struct
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fuzz import write_seeds
 from proa.wire import erofs, patch
 from proa.wire import payload as form
 from proa.wire.bytecode import PayloadError
@@ -197,12 +197,5 @@ def seeds() -> Iterator[bytes]:
     yield name(_erofs) + struct.pack("<HB4s", 1024, 4, _image()[1024:1028])
 
 
-def main() -> None:
-    target = Path(sys.argv[1])
-    target.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
-        (target / f"seed-{number:02}").write_bytes(seed)
-
-
 if __name__ == "__main__":
-    main()
+    write_seeds(seeds())

@@ -9,11 +9,24 @@ from pathlib import Path
 
 from proa.machine.cloudconfig.apply import Outcome, apply
 from proa.machine.cloudconfig.changes import Change, Stage, stage
+from proa.machine.cloudconfig.document import Config
 from proa.machine.cloudconfig.machine import CommandFailed, FetchFailed, Machine
 from proa.machine.cloudconfig.metadata import NO_METADATA, Metadata
-from proa.machine.cloudconfig.plan import plan
+from proa.machine.cloudconfig.plan import plan, understand
 
 STAGES: tuple[Stage, ...] = ("local", "network", "final")
+
+
+def said(body: str) -> Config:
+    """What a document without any problem says."""
+    config, problems = understand(f"#cloud-config\n{body}".encode())
+    assert [str(problem) for problem in problems] == []
+    return config
+
+
+def problems_of(body: str) -> list[str]:
+    """What is wrong with a document, or worth a word."""
+    return [str(problem) for problem in understand(f"#cloud-config\n{body}".encode())[1]]
 
 
 class Fake:

@@ -9,26 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from proa.machine.cloudconfig.document import Config
 from proa.machine.cloudconfig.keys.units import DropIn, Unit
 from proa.machine.cloudconfig.keys.users import User
 from proa.machine.cloudconfig.keys.write_files import File
 from proa.machine.cloudconfig.plan import plan, understand
 from proa.machine.cloudconfig.values import clean_path
+from support.cloudconfig import problems_of, said
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 HASH = "$6$salt$QUtVdqDLMYGfBGrpDXH0mHRhnJcJcBPnBYYcTtkyJ0jqPZ0m1J7hGrNqNaYBtF6EwYc1Vo8T0vPZbJ7Jv1"
-
-
-def said(body: str) -> Config:
-    """What a document without any problem says."""
-    config, problems = understand(f"#cloud-config\n{body}".encode())
-    assert [str(problem) for problem in problems] == []
-    return config
-
-
-def problems_of(body: str) -> list[str]:
-    return [str(problem) for problem in understand(f"#cloud-config\n{body}".encode())[1]]
 
 
 def test_dashes_and_underscores_are_alike() -> None:

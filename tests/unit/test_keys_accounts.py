@@ -18,29 +18,18 @@ from proa.machine.cloudconfig.changes import (
     describe,
     wish,
 )
-from proa.machine.cloudconfig.document import _KNOWN, Config
+from proa.machine.cloudconfig.document import _KNOWN
 from proa.machine.cloudconfig.keys.groups import Group
 from proa.machine.cloudconfig.keys.passwords import Password
 from proa.machine.cloudconfig.keys.users import _KNOWN as _KNOWN_OF_USER
 from proa.machine.cloudconfig.keys.users import User, merged
 from proa.machine.cloudconfig.plan import plan, understand
 from proa.machine.record import replace
-from support.cloudconfig import Fake, mode_of, statuses
+from support.cloudconfig import Fake, mode_of, problems_of, said, statuses
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 HASH = "$6$salt$QUtVdqDLMYGfBGrpDXH0mHRhnJcJcBPnBYYcTtkyJ0jqPZ0m1J7hGrNqNaYBtF6Ew"
 SECRET = "hunter2-correct-horse"
-
-
-def said(body: str) -> Config:
-    """What a document without any problem says."""
-    config, problems = understand(f"#cloud-config\n{body}".encode())
-    assert [str(problem) for problem in problems] == []
-    return config
-
-
-def problems_of(body: str) -> list[str]:
-    return [str(problem) for problem in understand(f"#cloud-config\n{body}".encode())[1]]
 
 
 @pytest.fixture

@@ -27,16 +27,12 @@ from proa.machine.cloudconfig.changes import AuthorizeKeys, SshdSettings, descri
 from proa.machine.cloudconfig.keys.ssh import Ssh, public_part
 from proa.machine.cloudconfig.metadata import Metadata
 from proa.machine.cloudconfig.plan import plan, understand
-from support.cloudconfig import Fake, mode_of, statuses
+from support.cloudconfig import Fake, mode_of, problems_of, statuses
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9x me@here"
 KEY2 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9y me@there"
 GITHUB = "https://api.github.com/users/alice/keys"
 LAUNCHPAD = "https://launchpad.net/~alice/+sshkeys"
-
-
-def problems_of(body: str) -> list[str]:
-    return [str(problem) for problem in understand(f"#cloud-config\n{body}".encode())[1]]
 
 
 def document(keys: dict[str, str], more: str = "") -> str:

@@ -18,6 +18,8 @@ from proa.machine.cloudconfig.keys.elsewhere import ELSEWHERE
 from proa.machine.cloudconfig.keys.ending import POSTS, Home, Power
 from proa.machine.cloudconfig.keys.system import Clock, Resolver, System, certificates_in
 from proa.machine.cloudconfig.plan import plan, understand
+from support import cloudconfig
+from support.cloudconfig import problems_of
 
 PEM = """-----BEGIN CERTIFICATE-----
 MIIBfzCCASWgAwIBAgIUZ7a0Xn1m0nC3QWxY1Q2xk5yQm8kwCgYIKoZIzj0EAwIw
@@ -29,14 +31,8 @@ PQMBBwNCAAQ=
 
 
 def said(body: str) -> System:
-    """What a document without any problem says."""
-    config, problems = understand(f"#cloud-config\n{body}".encode())
-    assert [str(problem) for problem in problems] == []
-    return config.system or System()
-
-
-def problems_of(body: str) -> list[str]:
-    return [str(problem) for problem in understand(f"#cloud-config\n{body}".encode())[1]]
+    """What a document without any problem says of the system."""
+    return cloudconfig.said(body).system or System()
 
 
 def refused(body: str) -> bool:

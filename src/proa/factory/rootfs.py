@@ -22,7 +22,8 @@ from proa.wire.version import Version
 # Ours is the source tree that this very module lies in.
 _SOURCE = Path(__file__).parents[1]
 _MACHINE_HOUSES = ("wire", "machine")
-_PYTHON = "usr/lib/python3/dist-packages/proa"
+_LIBRARIES = "usr/lib/python3/dist-packages"
+_PYTHON = f"{_LIBRARIES}/proa"
 
 # What a person or a unit calls, and the function behind it.
 _PROGRAMS = {
@@ -37,7 +38,7 @@ _PROGRAM = """\
 #!/usr/bin/python3 -IS
 import sys
 
-sys.path.append("/usr/lib/python3/dist-packages")
+sys.path.append("/{libraries}")
 from {module} import main
 
 raise SystemExit(main())
@@ -249,7 +250,7 @@ def _programs(tree: Path, tools: Sdk) -> None:
     for name, module in _PROGRAMS.items():
         program = tree / name
         program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(_PROGRAM.format(module=module))
+        program.write_text(_PROGRAM.format(libraries=_LIBRARIES, module=module))
         program.chmod(0o755)
 
 

@@ -579,7 +579,7 @@ def _timers_command(tour: Tour, expected: int = 0) -> list[str]:
 
 
 def _restart_now(tour: Tour) -> None:
-    """Restart without waiting for the minute that the machine gives its users."""
+    """Restart without waiting for the time that the machine gives its users."""
     with contextlib.suppress(ShellError):
         tour.run("sudo systemctl reboot", timeout=30)
     tour.here()[1].close()

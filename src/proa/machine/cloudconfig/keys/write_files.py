@@ -60,6 +60,9 @@ def read_file(r: Reader, node: Node, key: str) -> File | None:
             r.warn(node, key, f"{message}; does it belong to the next item?")
         return None
     path = read_place(r, entries.get("path"), f"{key}.path")
+    if path is not None and path.startswith(CERTIFICATES):
+        message = f"{key}.path is written, but nothing reads it: {NO_CERTIFICATES}"
+        r.warn(entries["path"], f"{key}.path", message)
     content = read_content(r, entries, key)
     append = r.flag(entries.get("append"), f"{key}.append")
     defer = r.flag(entries.get("defer"), f"{key}.defer")
@@ -168,6 +171,4 @@ def read_place(r: Reader, node: Node | None, key: str) -> str | None:
         return None
     if ":" in path:
         r.error(node, key, f'{key} "{printable(text)}" may not contain a colon')
-    if path.startswith(CERTIFICATES):
-        r.warn(node, key, f"{key} is written, but nothing reads it: {NO_CERTIFICATES}")
     return path
